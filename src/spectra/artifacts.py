@@ -1,0 +1,342 @@
+"""The files of `test_data/`: names, formats, atomic writing and reading.
+
+| File                                | Contents                                              |
+| ----------------------------------- | ----------------------------------------------------- |
+| Model-{ID}.csv                      | one line a strength; derived from the manifests       |
+| gradients-{ID}-{L2}.csv             | `dL/dfc1.weight: v, v, ...`, a line per tensor        |
+| Hessian-eigenvalues-{ID}-{L2}.csv   | one eigenvalue a line, largest magnitude first        |
+| Hessian-eigenvectors-{ID}-{L2}.csv  | one eigenvector a line (or .npy, K × P)               |
+| model_weights-{ID}-{L2}.pth         | the `state_dict`                                      |
+| history-{ID}-{L2}.csv               | one line an epoch                                     |
+| manifest-{ID}-{L2}.json             | what the result is bound to, and the digest of every file |
+
+A result is its manifest: it is written last, after the files it names are on the disk, so a
+result is there whole or not at all. Everything is written to a temporary name, flushed to the
+disk and renamed, never in place: a file may be a hard link into a cache. Nothing carries a
+time, a duration or a run's identity: the same parameters give the same bytes.
+
+Text is the shortest that reads back as the same number; orjson writes it thirty times faster
+than `numpy.savetxt`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from spectra.errors import StorageError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = NDArray[np.floating]
+
+COLUMNS = (
+    "L2_strength", "Train_Loss", "Train_Reg_Loss", "Test_Loss", "Test_Accuracy",
+    "Train_Accuracy", "theta_norm", "gradient_norm", "gradient_norm_ce", "lambda_max",
+    "lambda_min", "worst_residual", "converged", "products", "epochs", "best_epoch",
+)  # fmt: skip
+"""Of Model-{ID}.csv. The first five are the layout that existing notebooks read."""
+
+TEXT_BYTES = 13.5
+"""Bytes that a float32 takes as text, its separator included (measured on eigenvectors)."""
+
+_TEMPORARY = ".partial"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished result as its manifest tells it.
+
+    Attributes:
+        digest: What the result is bound to (see `plan`).
+        replicate: ID.
+        l2: λ.
+        label: λ as in file names.
+        row: The line of Model-{ID}.csv, by column.
+        eigenvalues: By magnitude, sign kept.
+        residuals: |Hv − λv| of every pair.
+        parameters: Those that decide the numbers, flat.
+        files: Name -> {"sha256", "bytes"}.
+    """
+
+    digest: str
+    replicate: int
+    l2: float
+    label: str
+    row: Mapping[str, float | int]
+    eigenvalues: tuple[float, ...]
+    residuals: tuple[float, ...]
+    parameters: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, str | int]]
+
+
+def weights_name(key: str) -> str:
+    """The name of the weights file of `{ID}-{L2}`."""
+    return f"model_weights-{key}.pth"
+
+
+def eigenvalues_name(key: str) -> str:
+    """The name of the eigenvalue file of `{ID}-{L2}`."""
+    return f"Hessian-eigenvalues-{key}.csv"
+
+
+def eigenvectors_name(key: str, form: str) -> str:
+    """The name of the eigenvector file of `{ID}-{L2}` in format "csv" or "npy"."""
+    return f"Hessian-eigenvectors-{key}.{form}"
+
+
+def gradients_name(key: str, of: str = "") -> str:
+    """The name of the gradient file of `{ID}-{L2}`; `of` is "" (L_CE) or "_eff" (L_eff)."""
+    return f"gradients{of}-{key}.csv"
+
+
+def history_name(key: str) -> str:
+    """The name of the per-epoch file of `{ID}-{L2}`."""
+    return f"history-{key}.csv"
+
+
+def manifest_name(key: str) -> str:
+    """The name of the manifest of `{ID}-{L2}`."""
+    return f"manifest-{key}.json"
+
+
+# ---------------------------------------------------------------------------------- contents
+
+
+def lines_of_numbers(rows: Iterable[Floats], separator: bytes = b",") -> Iterator[bytes]:
+    """Each row of finite numbers as one line of text that reads back exactly.
+
+    Raises:
+        StorageError: A number is NaN or infinite.
+    """
+    for row in rows:
+        if not np.isfinite(row).all():
+            raise StorageError("refusing to write NaN or infinity into a result file")
+        text = orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        yield (text if separator == b"," else text.replace(b",", separator)) + b"\n"
+
+
+def gradient_lines(gradients: Mapping[str, Floats], of: str = "L") -> Iterator[bytes]:
+    """`dL/dfc1.weight: v, v, ...`, a line per tensor, row-major."""
+    for name, values in gradients.items():
+        yield f"d{of}/d{name}: ".encode()
+        yield from lines_of_numbers([values.reshape(-1)], separator=b", ")
+
+
+def table_lines(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Iterator[bytes]:
+    """A CSV with a header; numbers read back exactly."""
+    yield ",".join(columns).encode() + b"\n"
+    for row in rows:
+        yield ",".join(orjson.dumps(row[c]).decode() for c in columns).encode() + b"\n"
+
+
+def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A `state_dict` as `torch.save` writes it, without the file's name in it."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def array_bytes(array: Floats) -> bytes:
+    """An array as `numpy.save` writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a `state_dict`, without running anything the file may ask for.
+
+    A checkpoint that holds one under "state_dict" or "model_state_dict" will do.
+
+    Raises:
+        WeightsError: The file cannot be read, or is not a dictionary of tensors.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"cannot read weights from {path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{path} is refused: it is not a plain state_dict, or loading it would run code; "
+            "save it with torch.save(model.state_dict(), path)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} is not a PyTorch weights file: {reason[:120]}") from None
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a state_dict; save it with "
+            "torch.save(model.state_dict(), path)"
+        )
+    return content
+
+
+# -------------------------------------------------------------------------------- the folder
+
+
+class Store:
+    """A folder of results.
+
+    Args:
+        root: The folder; created when something is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other sweeps, and clear what a killed one left half-written.
+
+        The lock is on the folder itself: nothing is left behind, and a kill releases it.
+
+        Raises:
+            StorageError: Another process holds it, or it cannot be created.
+        """
+        with _explained(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"{self.root} is in use by another sweep; wait for it or choose another "
+                    "folder with --out"
+                ) from None
+            with _explained(self.root):
+                for leftover in self.root.glob(f".*{_TEMPORARY}"):
+                    leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(handle)
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> dict[str, str | int]:
+        """Write a file whole or not at all; returns its SHA-256 and size.
+
+        Raises:
+            StorageError: The disk is full, or the folder cannot be written.
+        """
+        path, partial = self.root / name, self.root / f".{name}{_TEMPORARY}"
+        summed, size = hashlib.sha256(), 0
+        with _explained(path):
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                        summed.update(chunk)
+                        size += len(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return {"sha256": summed.hexdigest(), "bytes": size}
+
+    def commit(self, record: Record) -> None:
+        """Make a result complete: sync the folder, then write its manifest."""
+        self._sync()
+        text = orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        self.write(manifest_name(f"{record.replicate}-{record.label}"), [text + b"\n"])
+        self._sync()
+
+    def records(self) -> list[Record]:
+        """All results whose manifest can be read, in no order that matters."""
+        found = []
+        for path in sorted(self.root.glob("manifest-*.json")):
+            try:
+                content = orjson.loads(path.read_bytes())
+                content["eigenvalues"] = tuple(content["eigenvalues"])
+                content["residuals"] = tuple(content["residuals"])
+                found.append(Record(**content))
+            except (orjson.JSONDecodeError, TypeError, KeyError):
+                continue  # damaged: the strength counts as not done
+        return found
+
+    def intact(self, record: Record) -> bool:
+        """Whether every file of a result is there with its size, the weights with their digest.
+
+        The weights are what a chain goes on from; hashing gigabytes of eigenvectors at every
+        start would cost more than it protects.
+        """
+        for name, facts in record.files.items():
+            path = self.root / name
+            if not path.is_file() or path.stat().st_size != facts["bytes"]:
+                return False
+            if name.endswith(".pth"):
+                if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
+                    return False
+        return True
+
+    def remove(self, record: Record) -> None:
+        """Delete a result: its manifest first, so that it is never half there."""
+        key = f"{record.replicate}-{record.label}"
+        with _explained(self.root):
+            for name in (manifest_name(key), *record.files):
+                (self.root / name).unlink(missing_ok=True)
+
+    def write_table(self, replicate: int, records: Sequence[Record]) -> None:
+        """Write Model-{ID}.csv from the results of a replicate, in the order given."""
+        rows = [record.row for record in records]
+        self.write(f"Model-{replicate}.csv", table_lines(rows, COLUMNS))
+
+    def has_table(self, replicate: int) -> bool:
+        """Whether Model-{ID}.csv is there."""
+        return (self.root / f"Model-{replicate}.csv").exists()
+
+    def history(self, record: Record) -> list[dict[str, float]]:
+        """The epochs of a result, as history-{ID}-{L2}.csv has them."""
+        text = (self.root / history_name(f"{record.replicate}-{record.label}")).read_text()
+        header, *lines = text.splitlines()
+        names = header.split(",")
+        return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]
+
+    def _sync(self) -> None:
+        with _explained(self.root):
+            handle = os.open(self.root, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal into one line with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free some space, or use --eigenvectors npy or none, and run again: "
+            "finished strengths are kept",
+            errno.EDQUOT: "the quota is used up; free some space and run again",
+            errno.EROFS: "the file system is read-only; choose another folder with --out",
+            errno.EACCES: "permission denied; choose another folder with --out",
+            errno.EPERM: "permission denied; choose another folder with --out",
+            errno.ENOTDIR: "a part of the path is a file; choose another folder with --out",
+            errno.EEXIST: "the path is a file, not a folder; choose another with --out",
+        }.get(error.errno or 0, "check the folder and run again: finished strengths are kept")
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None

@@ -1,0 +1,1 @@
+"""Curvature of a loss: operators that give products, and solvers that only see products."""

@@ -1,0 +1,96 @@
+"""The spectrum at one point of a landscape: gradient, leading pairs, smallest eigenvalue.
+
+The Hessian is that of the mean cross-entropy, H_CE. Under L_eff = L_CE + c‖θ − ref‖² every
+eigenvalue is larger by exactly 2c and the eigenvectors are the same, so nothing is solved
+twice. A stationary point of L_eff is a minimum exactly when λ_min(H_CE) ≥ −2c.
+
+Letters: P parameters, K pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.arpack import leading_eigenpairs_arpack
+from spectra.curvature.eigen import EigenPairs, leading_eigenpairs
+from spectra.curvature.operator import AutodiffHessian
+from spectra.objective import L2Penalty, Logits, cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is known of H_CE and the two gradients at θ; losses in nats.
+
+    Attributes:
+        loss: L_CE(θ).
+        objective: L_eff(θ).
+        gradient_ce_P: ∇L_CE(θ).
+        gradient_P: ∇L_eff(θ).
+        pairs: The leading eigenpairs of H_CE, with its smallest algebraic eigenvalue.
+        shift: 2c, what H_eff adds to every eigenvalue.
+    """
+
+    loss: float
+    objective: float
+    gradient_ce_P: Tensor
+    gradient_P: Tensor
+    pairs: EigenPairs
+    shift: float
+
+
+def spectrum(
+    logits: Logits,
+    theta_P: Tensor,
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    *,
+    penalty: L2Penalty,
+    k: int,
+    rtol: float,
+    max_products: int,
+    solver: str,
+    generator: torch.Generator,
+    on_product: Callable[[int], None] = lambda _: None,
+) -> Spectrum:
+    """Compute the spectrum of the mean cross-entropy at θ.
+
+    Args:
+        logits: The network, `(θ_P, inputs) -> (N, C)`.
+        theta_P: The point; its dtype and device are used throughout.
+        chunks: (inputs, labels) that together are the data.
+        penalty: The L2 term of the objective.
+        k: Leading pairs wanted.
+        rtol: Relative residual at which a pair has converged.
+        max_products: Bound on products.
+        solver: "lanczos" or "eigsh".
+        generator: Gives the solvers' start vectors; on the CPU.
+        on_product: Told the running number of products.
+
+    Raises:
+        ValueError: `k` is not in 1..P−1.
+        NonFiniteError: The loss, gradient or a product is NaN or infinite.
+    """
+    hessian = AutodiffHessian(
+        lambda theta, x, y: cross_entropy_sum(logits(theta, x), y), theta_P, chunks
+    )
+
+    def matvec(v_P: Tensor) -> Tensor:
+        on_product(hessian.products + 1)
+        return hessian(v_P)
+
+    solve = leading_eigenpairs if solver == "lanczos" else leading_eigenpairs_arpack
+    pairs = solve(
+        matvec, dim=hessian.dim, k=k, rtol=rtol, max_products=max_products,
+        generator=generator, dtype=theta_P.dtype, device=theta_P.device,
+    )  # fmt: skip
+    return Spectrum(
+        loss=hessian.loss,
+        objective=hessian.loss + penalty.value(theta_P),
+        gradient_ce_P=hessian.gradient_P,
+        gradient_P=hessian.gradient_P + penalty.gradient(theta_P),
+        pairs=pairs,
+        shift=penalty.shift,
+    )

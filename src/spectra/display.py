@@ -1,0 +1,242 @@
+"""How progress and results look: bars on a terminal, plain lines elsewhere; always on stderr.
+
+Results go to stdout as a table, or as JSON and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+from rich.table import Table
+
+from spectra.estimate import duration
+from spectra.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from spectra.artifacts import Record
+    from spectra.pipeline import Examined, Swept
+    from spectra.train import Epoch
+
+
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[Progress]:
+    """The display that suits where stderr goes."""
+    if quiet:
+        yield Silent()
+    elif sys.stderr.isatty():
+        live = Live()
+        try:
+            yield live
+        finally:
+            live.close()
+    else:
+        yield Lines()
+
+
+class _Pace:
+    """Time left, from the strengths that this process has finished."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self._spent = 0.0
+        self._own = 0
+
+    def add(self, seconds: float) -> None:
+        self.done += 1
+        self._own += 1
+        self._spent += seconds
+
+    def left(self) -> str:
+        remaining = self.total - self.done
+        if not self._own or not remaining:
+            return ""
+        return f"about {duration(remaining * self._spent / self._own)} left"
+
+
+class Lines:
+    """One plain line a strength, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._pace = _Pace()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def sweep(self, *, total: int, done: int) -> None:
+        """Remember how much there is to do."""
+        self._pace.total, self._pace.done = total, done
+
+    def begin(self, key: str, *, epochs: int) -> None:
+        """Nothing until it is done."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Nothing: a line an epoch would bury the rest."""
+
+    def product(self, number: int) -> None:
+        """Nothing."""
+
+    def done(self, record: Record, seconds: float) -> None:
+        """Print what was found at a strength."""
+        self._pace.add(seconds)
+        left = self._pace.left()
+        self.say(
+            f"[{self._pace.done}/{self._pace.total}] {found_line(record)} in {duration(seconds)}"
+            + (f"; {left}" if left else "")
+        )
+
+
+class Live:
+    """Three bars: strengths, epochs, Hessian products."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._pace = _Pace()
+        self._bars = Bars(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._sweep = self._bars.add_task("strengths", total=0, note="", visible=False)
+        self._epochs = self._bars.add_task("epochs", total=0, note="", visible=False)
+        self._products = self._bars.add_task("Hessian products", total=None, note="", visible=False)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def sweep(self, *, total: int, done: int) -> None:
+        """Show the outermost bar."""
+        self._pace.total, self._pace.done = total, done
+        self._bars.start()
+        self._bars.update(self._sweep, total=total, completed=done, visible=True)
+
+    def begin(self, key: str, *, epochs: int) -> None:
+        """Start the inner bars anew."""
+        self._bars.start()
+        self._bars.reset(
+            self._epochs, description=f"  train {key}", total=epochs, visible=epochs > 0, note=""
+        )
+        self._bars.reset(
+            self._products, description="  Hessian products", visible=False, note="", total=None
+        )
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Advance the bar of epochs."""
+        note = f"L_eff {epoch.objective:.4f}, test {epoch.test_accuracy:.2f} %"
+        self._bars.update(self._epochs, completed=epoch.epoch, note=note)
+
+    def product(self, number: int) -> None:
+        """Advance the bar of products, whose end is not known beforehand."""
+        self._bars.update(self._products, completed=number, visible=True)
+
+    def done(self, record: Record, seconds: float) -> None:
+        """Print what was found at a strength and advance the outermost bar."""
+        self._pace.add(seconds)
+        self.say(f"{found_line(record)} in {duration(seconds)}")
+        self._bars.update(self._sweep, completed=self._pace.done, note=self._pace.left())
+
+    def close(self) -> None:
+        """Take the bars down."""
+        self._bars.stop()
+
+
+def found_line(record: Record) -> str:
+    """A strength in one line."""
+    row = record.row
+    return (
+        f"L2 {record.label} (ID {record.replicate}): train {row['Train_Loss']:.4f}, "
+        f"test {row['Test_Accuracy']:.2f} %, ‖θ‖ {row['theta_norm']:.3g}, "
+        f"λ1 {record.eigenvalues[0]:.4g}, λmin {row['lambda_min']:.2g}, "
+        f"{row['epochs']} epochs, {row['products']} products"
+    )
+
+
+def sweep_table(swept: Swept, *, rows: int = 16) -> Table:
+    """The closing table of a sweep; of a long one, evenly chosen strengths."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for heading in ("ID", "L2", "train loss", "test acc. %", "‖θ‖", "‖∇L_eff‖", "λ1", "λ10",
+                    "λmin", "residual", "epochs", "products"):  # fmt: skip
+        table.add_column(heading, justify="right")
+    records = swept.records
+    step = max(1, -(-len(records) // rows))
+    chosen = [r for i, r in enumerate(records) if i % step == 0 or i == len(records) - 1]
+    for r in chosen:
+        row, values = r.row, r.eigenvalues
+        table.add_row(
+            str(r.replicate), r.label, f"{row['Train_Loss']:.4f}", f"{row['Test_Accuracy']:.2f}",
+            f"{row['theta_norm']:.3g}", f"{row['gradient_norm']:.2g}", f"{values[0]:.4g}",
+            f"{values[9]:.3g}" if len(values) > 9 else "-", f"{row['lambda_min']:.2g}",
+            f"{row['worst_residual']:.0e}", str(row["epochs"]), str(row["products"]),
+        )  # fmt: skip
+    return table
+
+
+def print_sweep(swept: Swept, *, folder: str, where: str) -> None:
+    """The end of a sweep: what was found and where to look."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(sweep_table(swept))
+    if swept.drawn:
+        console.print()
+        console.print("[bold]Findings[/bold]")
+        for finding in swept.drawn.findings:
+            console.print(f"  • {finding}", markup=False)
+    console.print()
+    count = len(swept.records)
+    again = f", {swept.reused} of them from before" if swept.reused else ""
+    console.print(f"{count} strengths in {duration(swept.seconds)}{again}", markup=False)
+    console.print(f"  results  {folder}/ (start with Model-1.csv)", markup=False, soft_wrap=True)
+    if swept.drawn:
+        pictures = [str(p) for p in swept.drawn.files if p.suffix in (".png", ".md")]
+        console.print(f"  report   {', '.join(pictures)}", markup=False, soft_wrap=True)
+    console.print(f"  runs     {where}", markup=False, soft_wrap=True)
+
+
+def print_spectrum(examined: Examined, *, rows: int = 12) -> None:
+    """The spectrum of one network."""
+    console = Console(highlight=False)
+    found, network = examined.found, examined.network
+    widths = "-".join(map(str, network.widths))
+    console.print(
+        f"{widths} {network.activation}, P = {network.dim:,}, L2 = {examined.l2:g} "
+        f"(H_eff = H_CE + {found.shift:g} I)",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("k", "eigenvalue of H_CE", "residual", "relative"):
+        table.add_column(heading, justify="right")
+    pairs = found.pairs
+    for i, (value, residual) in enumerate(zip(pairs.values_K, pairs.residuals_K, strict=True)):
+        if i < rows or i == len(pairs.values_K) - 1:
+            table.add_row(str(i + 1), f"{value:.6g}", f"{residual:.1e}",
+                          f"{residual / abs(value):.1e}")  # fmt: skip
+    console.print(table)
+    lowest = found.pairs.smallest.value
+    verdict = "at or above" if lowest >= -found.shift else "below"
+    console.print(
+        f"smallest eigenvalue {lowest:.4g}, {verdict} −2c = {-found.shift:.4g}\n"
+        f"L_CE {found.loss:.6f}, L_eff {found.objective:.6f}, "
+        f"‖∇L_CE‖ {float(found.gradient_ce_P.norm()):.3g}, "
+        f"‖∇L_eff‖ {float(found.gradient_P.norm()):.3g}, ‖θ‖ {examined.theta_norm:.4g}\n"
+        f"{found.pairs.products} Hessian products",
+        markup=False,
+    )
+    console.print("files    " + ", ".join(map(str, examined.files)), markup=False, soft_wrap=True)

@@ -1,0 +1,130 @@
+"""What a sweep will cost, measured on this machine just before it starts.
+
+Time is an upper bound in epochs (early stopping usually ends sooner) and a typical number of
+products; disk is what the files take. A sweep that the disk cannot hold is refused before any
+work is done.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spectra import artifacts, solve
+from spectra.curvature.operator import AutodiffHessian
+from spectra.errors import StorageError
+from spectra.objective import cross_entropy_sum
+from spectra.train import Examples, Optimisation, train
+from spectra.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of one strength: seconds of training at most, of its spectrum, and bytes."""
+
+    training_s: float
+    spectrum_s: float
+    bytes: int
+
+
+def measure(bench: Workbench) -> Estimate:
+    """Time a short stretch of training and one Hessian product; takes a second or two."""
+    network, params = bench.network, bench.params
+    data = bench.train_set
+    batch = params.train.batch_size
+    some = min(len(data.labels_N), 64 * batch)
+    theta_P = bench.initial(0)
+    began = time.monotonic()
+    train(
+        network, theta_P,
+        data=Examples(data.inputs_ND[:some], data.labels_N[:some]),
+        test=Examples(data.inputs_ND[:batch], data.labels_N[:batch]),
+        penalty=bench.penalty(0.0), how=Optimisation(batch_size=batch, max_epochs=1),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    epoch_s = (time.monotonic() - began) * len(data.labels_N) / some
+    chunk = slice(0, solve.CHUNK)
+    hessian = AutodiffHessian(
+        lambda theta, x, y: cross_entropy_sum(network.logits(theta, x), y),
+        theta_P, [(data.inputs_ND[chunk], data.labels_N[chunk])],
+    )  # fmt: skip
+    hessian(theta_P)
+    began = time.monotonic()
+    hessian(theta_P)
+    product_s = (time.monotonic() - began) * len(data.labels_N) / hessian.examples
+    k = params.spectrum.k
+    return Estimate(
+        training_s=epoch_s * params.train.max_epochs,
+        spectrum_s=product_s * (6 * k + 40),
+        bytes=strength_bytes(
+            network.dim, k, params.artifacts.eigenvectors, tracked=params.tracking.enabled
+        ),
+    )
+
+
+def strength_bytes(dim: int, k: int, form: str, *, tracked: bool) -> int:
+    """Bytes that the files of one strength take, the tracker's copies included.
+
+    Args:
+        dim: P.
+        k: Eigenvectors.
+        form: Their format: "csv", "npy" or "none".
+        tracked: Whether the weights are also kept as an artifact of a run.
+    """
+    vectors = {"csv": artifacts.TEXT_BYTES, "npy": 4.0, "none": 0.0}[form] * k * dim
+    gradient = artifacts.TEXT_BYTES * dim
+    weights = 4 * dim * (2 if tracked else 1)
+    return int(vectors + gradient + weights) + 40_000
+
+
+def announce(
+    bench: Workbench, folder: Path, left: int, total: int, say: Callable[[str], None]
+) -> None:
+    """Say what the strengths that are left will take.
+
+    Raises:
+        StorageError: They do not fit on the disk.
+    """
+    one = measure(bench)
+    need = left * one.bytes
+    free = shutil.disk_usage(_existing(folder)).free
+    done = f" ({total - left} of {total} are done)" if left < total else ""
+    say(
+        f"{left} strengths to do{done}: at most about "
+        f"{duration(left * (one.training_s + one.spectrum_s))} "
+        f"({one.training_s:.0f} s of training and {one.spectrum_s:.0f} s of spectrum each, less "
+        f"where it stops early), {size(need)} of disk in {folder} ({size(free)} free)"
+    )
+    if need > free:
+        raise StorageError(
+            f"{left} strengths need {size(need)} in {folder}, {size(free)} are free; use "
+            "--eigenvectors npy (a third) or none, or choose another disk with --out"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them, in powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,327 @@
+"""fetch, train, spectrum, sweep, draw: the only place where numerics meet files and trackers.
+
+`sweep` is the main job; it reads as the story of one: lay out the plan, hold the folder, settle
+what is there, do what is left, draw.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectra import artifacts, data, estimate, plan, provenance, report, solve
+from spectra.artifacts import Record, Store
+from spectra.curvature.spectrum import Spectrum
+from spectra.errors import UsageError
+from spectra.mlp import Mlp
+from spectra.objective import L2Penalty
+from spectra.params import Params, digest, flatten
+from spectra.plan import Plan, Task
+from spectra.progress import Progress
+from spectra.report import Drawn
+from spectra.tracking import Logged, Tracker
+from spectra.train import Trained
+from spectra.workbench import Workbench, open_bench
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep: its results in order, what was drawn, and how many were there before."""
+
+    records: tuple[Record, ...]
+    reused: int
+    drawn: Drawn | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainedFile:
+    """A trained network and where its weights are."""
+
+    path: Path
+    trained: Trained
+    penalty: L2Penalty
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The spectrum of a weights file, and the files written."""
+
+    network: Mlp
+    l2: float
+    theta_norm: float
+    found: Spectrum
+    files: tuple[Path, ...]
+
+
+def fetch(params: Params, progress: Progress) -> data.Stored:
+    """Have the data set verified and in place."""
+    return data.ensure(params.data, say=progress.say)
+
+
+def train(
+    params: Params, *, l2: float, replicate: int, out: Path, progress: Progress, tracker: Tracker
+) -> TrainedFile:
+    """Train one network at one strength from its seeded initial weights and save it."""
+    bench = open_bench(params, progress.say)
+    bound = plan.decisive(params, data_digest=bench.data_digest, reference_digest=_point(bench))
+    key = f"{replicate}-{plan.strength_labels([l2])[l2]}"
+    began = time.monotonic()
+    progress.begin(key, epochs=params.train.max_epochs)
+    trained = solve.optimise(
+        bench, bench.initial(replicate), replicate=replicate, l2=l2, on_epoch=progress.epoch
+    )
+    name = artifacts.weights_name(key)
+    state = bench.network.state_dict(trained.theta_P)
+    Store(out).write(name, [artifacts.state_dict_bytes(state)])
+    best = trained.best
+    tracker.log(
+        Logged(
+            name=f"train {key}",
+            digest=digest(bound, {"replicate": replicate, "l2": l2}),
+            params={**flatten(params), "l2": l2, "replicate": replicate},
+            metrics={
+                "l2": l2, "train_loss": best.cross_entropy, "objective": best.objective,
+                "train_accuracy": best.accuracy, "test_loss": best.test_cross_entropy,
+                "test_accuracy": best.test_accuracy, "theta_norm": best.theta_norm,
+            },
+            series=_series([vars(epoch) for epoch in trained.history]),
+            files=[out / name],
+            tags=provenance.tags(bench.data_digest, digest(bound)),
+            seconds=time.monotonic() - began,
+        )
+    )  # fmt: skip
+    return TrainedFile(out / name, trained, bench.penalty(l2))
+
+
+def spectrum(
+    params: Params, *, weights: Path, l2: float | None, out: Path, progress: Progress
+) -> Examined:
+    """Compute the spectrum of a saved network over the full training set and write its files."""
+    bench = open_bench(params, progress.say)
+    network, theta_P = bench.weights(weights)
+    own_name = re.fullmatch(r"model_weights-(\d+-(\d+\.\d+))", weights.stem)
+    if l2 is None:
+        l2 = float(own_name[2]) if own_name else 0.0
+    key = own_name[1] if own_name else weights.stem
+    penalty = bench.penalty(l2)
+    if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
+        raise UsageError(f"objective.reference and {weights} are not of the same shape")
+    progress.begin(key, epochs=0)
+    found = solve.analyse(
+        bench, network, theta_P, penalty=penalty,
+        generator=bench.generator(0, "lanczos", l2), on_product=progress.product,
+    )  # fmt: skip
+    store = Store(out)
+    written = solve.write_spectrum(store, key, network, found, params.artifacts.eigenvectors)
+    name = artifacts.gradients_name(key, of="_eff")
+    parts = {n: t.cpu().numpy() for n, t in network.split(found.gradient_P).items()}
+    store.write(name, artifacts.gradient_lines(parts, of="L_eff"))
+    solve.complain_if_unconverged(bench, found, key, store)
+    norm = float(theta_P.double().norm())
+    return Examined(network, l2, norm, found, tuple(out / n for n in (*written, name)))
+
+
+def sweep(
+    params: Params, *, replace: bool, draw: bool, progress: Progress, tracker: Tracker
+) -> Swept:
+    """Train and analyse every strength of the grid, for every replicate; go on where it stopped.
+
+    Args:
+        params: Of the sweep.
+        replace: Delete results of other parameters that stand in the folder; refuse otherwise.
+        draw: Draw the report at the end.
+        progress: Told what happens.
+        tracker: Logs the runs.
+
+    Raises:
+        UsageError: The folder holds results of other parameters.
+        StorageError: Too little disk, or the folder is in use or cannot be written.
+        NumericalError: A strength failed; those before it are kept.
+    """
+    began = time.monotonic()
+    bench = open_bench(params, progress.say)
+    laid = plan.plan(params, data_digest=bench.data_digest, reference_digest=_point(bench))
+    store = Store(Path(params.artifacts.out))
+    with store.held():
+        done = _settle(store, laid, replace=replace)
+        reused = len(done)
+        left = [task for task in laid.tasks if task.digest not in done]
+        if left:
+            estimate.announce(bench, store.root, len(left), len(laid.tasks), progress.say)
+        logged = tracker.begin(**_sweep_run(params, laid, store, bench), fresh=not done)
+        progress.sweep(total=len(laid.tasks), done=reused)
+        try:
+            for step, task in enumerate(laid.tasks):
+                seconds = None
+                if task.digest not in done:
+                    started = time.monotonic()
+                    done[task.digest] = _do(bench, store, laid, task, done, progress)
+                    seconds = time.monotonic() - started
+                    store.write_table(task.replicate, _finished(laid, task.replicate, done))
+                    progress.done(done[task.digest], seconds)
+                if task.digest not in logged:
+                    tracker.log(
+                        _strength_run(params, store, done[task.digest], bench, seconds), step=step
+                    )
+            for replicate in laid.chains:
+                store.write_table(replicate, _finished(laid, replicate, done))
+            drawn = report.draw(store.root, Path(params.artifacts.report)) if draw else None
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            tracker.end("KILLED" if stopped else "FAILED", metrics={}, files=[])
+            raise
+        records = tuple(done[task.digest] for task in laid.tasks)
+        tracker.end(
+            "FINISHED", metrics={"strengths": len(records)}, files=drawn.files if drawn else ()
+        )
+    return Swept(records, reused, drawn, time.monotonic() - began)
+
+
+def draw(params: Params) -> Drawn:
+    """Draw the figures and tables of the results that are there."""
+    return report.draw(Path(params.artifacts.out), Path(params.artifacts.report))
+
+
+def _point(bench: Workbench) -> str | None:
+    return bench.reference[1] if bench.reference else None
+
+
+def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
+    """The plan's results that are there and intact, by digest; others are removed or refused."""
+    wanted = {task.digest: task for task in laid.tasks}
+    records = [r for r in store.records() if r.replicate in laid.chains]
+    foreign = [r for r in records if r.digest not in wanted]
+    owned = {r.replicate for r in records}
+    unknown = [i for i in laid.chains if i not in owned and store.has_table(i)]
+    if (foreign or unknown) and not replace:
+        if foreign:
+            what = f"{len(foreign)} results of other parameters ({_difference(foreign, laid)})"
+        else:
+            what = f"Model-{unknown[0]}.csv of another program"
+        raise UsageError(
+            f"{store.root} holds {what}; choose another folder with --out, or delete them "
+            "with --replace"
+        )
+    for record in foreign:
+        store.remove(record)
+    return {r.digest: r for r in records if r.digest in wanted and store.intact(r)}
+
+
+def _difference(foreign: Sequence[Record], laid: Plan) -> str:
+    """What tells results in the folder from those of the plan, in a few words."""
+    theirs = foreign[0].parameters
+    changes = [
+        f"{key} is {laid.parameters[key]}, theirs {theirs.get(key)}"
+        for key in laid.parameters
+        if theirs.get(key) != laid.parameters[key]
+    ]
+    shown = ", ".join(changes[:3]) or "another grid of strengths"
+    return shown + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def _do(
+    bench: Workbench,
+    store: Store,
+    laid: Plan,
+    task: Task,
+    done: Mapping[str, Record],
+    progress: Progress,
+) -> Record:
+    """Do one task, from the file of the one before it: a resumed chain reads the same bytes."""
+    progress.begin(task.key, epochs=bench.params.train.max_epochs)
+    if task.previous is None:
+        start_P = bench.initial(task.replicate)
+    else:
+        assert task.previous.digest in done
+        _, start_P = bench.weights(store.root / artifacts.weights_name(task.previous.key))
+    return solve.solve(
+        bench, store, task, start_P, parameters=dict(laid.parameters),
+        on_epoch=progress.epoch, on_product=progress.product,
+    )  # fmt: skip
+
+
+def _finished(laid: Plan, replicate: int, done: Mapping[str, Record]) -> list[Record]:
+    return [done[task.digest] for task in laid.chains[replicate] if task.digest in done]
+
+
+def _sweep_run(params: Params, laid: Plan, store: Store, bench: Workbench) -> dict[str, Any]:
+    """What the tracker is told of the parent run."""
+    grid = params.sweep.grid()
+    folder = store.root.resolve()
+    return {
+        "key": digest({"plan": laid.digest, "folder": str(folder)}),
+        "name": f"sweep {len(grid)} strengths {min(grid):g}..{max(grid):g}",
+        "params": flatten(params),
+        "tags": {
+            **provenance.tags(bench.data_digest, laid.digest),
+            "spectra.folder": str(folder),
+        },
+    }
+
+
+def _strength_run(
+    params: Params, store: Store, record: Record, bench: Workbench, seconds: float | None
+) -> Logged:
+    """What the tracker is told of one strength."""
+    key = f"{record.replicate}-{record.label}"
+    row = record.row
+    metrics = {
+        "l2": record.l2,
+        **{_METRICS[column]: float(value) for column, value in row.items() if column in _METRICS},
+        **{f"eigenvalue_{i:02d}": v for i, v in enumerate(record.eigenvalues, start=1)},
+        **{f"residual_{i:02d}": v for i, v in enumerate(record.residuals, start=1)},
+    }
+    vectors = artifacts.eigenvectors_name(key, params.artifacts.eigenvectors)
+    files = [
+        artifacts.eigenvalues_name(key),
+        artifacts.weights_name(key),
+        artifacts.manifest_name(key),
+    ]
+    tags = provenance.tags(bench.data_digest, record.digest)
+    if vectors in record.files:
+        tags |= {
+            "spectra.eigenvectors": str((store.root / vectors).resolve()),
+            "spectra.eigenvectors.sha256": str(record.files[vectors]["sha256"]),
+        }
+        if params.tracking.log_eigenvectors:
+            files.append(vectors)
+    return Logged(
+        name=f"{record.replicate} L2={record.label}",
+        digest=record.digest,
+        params={**flatten(params), "l2": record.l2, "replicate": record.replicate},
+        metrics=metrics,
+        series=_series(store.history(record)),
+        files=[store.root / name for name in files],
+        tags=tags,
+        seconds=seconds,
+    )
+
+
+_METRICS = {
+    "Train_Loss": "train_loss",
+    "Train_Reg_Loss": "objective",
+    "Test_Loss": "test_loss",
+    "Test_Accuracy": "test_accuracy",
+    "Train_Accuracy": "train_accuracy",
+    "theta_norm": "theta_norm",
+    "gradient_norm": "gradient_norm",
+    "gradient_norm_ce": "gradient_norm_ce",
+    "lambda_max": "lambda_max",
+    "lambda_min": "lambda_min",
+    "worst_residual": "worst_residual",
+    "converged": "converged",
+    "products": "products",
+    "epochs": "epochs",
+    "best_epoch": "best_epoch",
+}
+
+
+def _series(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Per-epoch numbers by name; the prefix groups them in the tracker's charts."""
+    names = [name for name in history[0] if name != "epoch"]
+    return {f"epoch/{name}": [epoch[name] for epoch in history] for name in names}

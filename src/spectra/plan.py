@@ -1,0 +1,121 @@
+"""What a sweep will do: its tasks in order, their file labels, and what each is bound to.
+
+A task is one strength of one replicate. Its digest binds the result to everything that
+determines it: parameters, data, source code and, in a chain, the digest of the task it starts
+from. So a result is recognised as one's own exactly when it would come out the same again, a
+grid that goes on from another reuses their common beginning, and what is left to do never
+changes what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from spectra.params import Params, digest
+
+# Files whose text decides numbers. A change to any makes earlier results another code's.
+_NUMERICS = (
+    "activations.py", "backprop.py", "mlp.py", "objective.py", "runtime.py", "train.py",
+    "curvature/arpack.py", "curvature/eigen.py", "curvature/lanczos.py", "curvature/operator.py",
+    "curvature/spectrum.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One strength of one replicate; `previous` is the task whose weights it starts from."""
+
+    replicate: int
+    l2: float
+    label: str
+    digest: str
+    previous: Task | None = None
+
+    @property
+    def key(self) -> str:
+        """`{ID}-{L2}`, as in file names."""
+        return f"{self.replicate}-{self.label}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chains of a sweep, one a replicate, and the parameters that decide their numbers."""
+
+    chains: Mapping[int, tuple[Task, ...]]
+    parameters: Mapping[str, Any]
+    digest: str
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All tasks in the order in which they are done."""
+        return [task for chain in self.chains.values() for task in chain]
+
+
+def plan(params: Params, *, data_digest: str, reference_digest: str | None) -> Plan:
+    """Lay out a sweep.
+
+    Args:
+        params: Of the sweep.
+        data_digest: Of the training and test data.
+        reference_digest: SHA-256 of the reference point's weights file, if there is one.
+    """
+    strengths = params.sweep.grid()
+    labels = strength_labels(strengths)
+    bound = decisive(params, data_digest=data_digest, reference_digest=reference_digest)
+    chains: dict[int, tuple[Task, ...]] = {}
+    for replicate in params.sweep.ids:
+        chain: list[Task] = []
+        for l2 in strengths:
+            linked = params.sweep.protocol == "continuation" and chain
+            previous = chain[-1] if linked else None
+            own = digest(
+                bound,
+                {"replicate": replicate, "l2": l2, "from": previous.digest if previous else None},
+            )
+            chain.append(Task(replicate, l2, labels[l2], own, previous))
+        chains[replicate] = tuple(chain)
+    whole = digest({"tasks": [task.digest for chain in chains.values() for task in chain]})
+    return Plan(chains, bound, whole)
+
+
+def decisive(params: Params, *, data_digest: str, reference_digest: str | None) -> dict[str, Any]:
+    """The parameters that decide the numbers of a result, flat, with the data and the code."""
+    sections = params.model_dump(mode="json")
+    flat = {
+        f"{section}.{key}": value
+        for section in ("model", "objective", "train", "spectrum", "runtime")
+        for key, value in sections[section].items()
+    }
+    flat["objective.reference"] = reference_digest  # what it holds, not what it is called
+    return flat | {
+        "sweep.protocol": params.sweep.protocol,
+        "data.mean": params.data.mean,
+        "data.std": params.data.std,
+        "data.digest": data_digest,
+        "artifacts.eigenvectors": params.artifacts.eigenvectors,
+        "code": code_digest(),
+    }
+
+
+def strength_labels(strengths: Sequence[float]) -> dict[float, str]:
+    """Strengths as they stand in file names: five decimals, more only to stay distinct."""
+    for decimals in range(5, 18):
+        labels = {l2: f"{l2:.{decimals}f}" for l2 in strengths}
+        if len(set(labels.values())) == len(labels):
+            return labels
+    return {l2: f"{l2:.17e}" for l2 in strengths}
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 of the source files that decide numbers, as 16 hexadecimal digits."""
+    root = Path(__file__).parent
+    joined = hashlib.sha256()
+    for name in _NUMERICS:
+        joined.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
+    return joined.hexdigest()[:16]

@@ -1,0 +1,274 @@
+"""Tracking: what a sweep tells MLflow, or nobody.
+
+A sweep is a parent run; every finished strength is a child run. A child is created when its
+strength is done and its files are on the disk, logged in one batch and ended, within a fraction
+of a second: while a strength is being computed there is no child that a kill could orphan.
+What a kill can leave is the parent RUNNING and at most one half-logged child. The next sweep
+on the same folder finds its parent by a tag, deletes the half-logged child, logs whatever
+finished without being logged, and goes on in the same parent. So each strength stands there
+once, finished.
+
+This file takes plain dictionaries and paths; it knows nothing of training or curvature.
+
+Facts about MLflow that shaped it: a file store raises since 3.13, so the default is SQLite in
+the working folder, where `mlflow ui` looks; the experiment is created here with an explicit
+artifact location, because one that `mlflow ui` created first may refuse direct logging; single
+metrics cost 24 ms each, a batch of two hundred 0.1 s.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from spectra.errors import StorageError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+SWEEP, ENTRY, KIND = "spectra.sweep", "spectra.digest", "spectra.kind"
+_PARENT = "mlflow.parentRunId"
+_BATCH = 1000  # MLflow takes at most a thousand metrics a call
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A finished piece of work as a tracker sees it.
+
+    Attributes:
+        name: Shown for the run.
+        digest: What the result is bound to; the run is recognised by it.
+        params: `section.key -> value`.
+        metrics: Final numbers; those that are not finite are left out.
+        series: `name -> values`, one an epoch, steps from 1.
+        files: Copied as artifacts.
+        tags: Further tags.
+        seconds: How long it took; None when it was computed by an earlier process.
+    """
+
+    name: str
+    digest: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+class Tracker(Protocol):
+    """Where runs are logged."""
+
+    where: str
+    """What to tell the user about where to look."""
+
+    def begin(
+        self,
+        *,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        fresh: bool,
+    ) -> set[str]:
+        """Open or reopen a sweep; returns the digests of the strengths it already has.
+
+        Args:
+            key: Identifies the sweep: its parameters and its folder.
+            name: Shown for the parent run.
+            params: Of the sweep.
+            tags: Of the parent run.
+            fresh: Nothing of the sweep is on the disk, so an earlier, finished one is another.
+        """
+        ...
+
+    def log(self, work: Logged, *, step: int | None = None) -> None:
+        """Log one finished piece of work: a child of the open sweep, or a run of its own.
+
+        Args:
+            work: What is logged.
+            step: Its place in the sweep, under which the parent shows its progress.
+        """
+        ...
+
+    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Close the sweep as FINISHED, FAILED or KILLED."""
+        ...
+
+
+class NoTracker:
+    """Logs nothing."""
+
+    where = "tracking is off"
+
+    def begin(self, **_: object) -> set[str]:
+        """Nothing is known of the sweep."""
+        return set()
+
+    def log(self, work: Logged, *, step: int | None = None) -> None:
+        """Nothing is logged."""
+
+    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Nothing is closed."""
+
+
+class MlflowTracker:
+    """Logs to MLflow.
+
+    Args:
+        uri: Tracking URI; None means `MLFLOW_TRACKING_URI`, else SQLite in the working folder.
+        experiment: Its name; created if it is not there.
+
+    Raises:
+        StorageError: The store cannot be opened.
+    """
+
+    def __init__(self, uri: str | None, experiment: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        _quiet_migrations()
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        try:
+            self._client: MlflowClient = MlflowClient(tracking_uri=chosen)
+            self._experiment = self._find_or_create(experiment, chosen)
+        except (MlflowException, OSError) as error:
+            first = str(error).splitlines()[0]
+            raise StorageError(
+                f"the MLflow store {chosen} cannot be opened: {first}; correct tracking.uri or "
+                "switch tracking off with --no-track"
+            ) from None
+        local = chosen.startswith("sqlite:///")
+        look = (
+            "mlflow ui"
+            if chosen == "sqlite:///mlflow.db"
+            else f"mlflow ui --backend-store-uri {chosen}"
+            if local
+            else chosen
+        )
+        self.where = f"{look}, experiment '{experiment}'"
+        self._parent: str | None = None
+
+    def begin(
+        self,
+        *,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        fresh: bool,
+    ) -> set[str]:
+        """See `Tracker.begin`."""
+        parents = self._search(f"tags.`{SWEEP}` = '{key}' AND tags.`{KIND}` = 'sweep'")
+        unfinished = [run for run in parents if run.info.status != "FINISHED"]
+        candidates = unfinished or ([] if fresh else parents)
+        if not candidates:
+            self._parent = self._create(name, {**tags, SWEEP: key, KIND: "sweep"})
+            self._log_params(self._parent, params)
+            return set()
+        parent, *others = candidates
+        for other in others:
+            if other.info.status == "RUNNING":
+                self._client.set_terminated(other.info.run_id, "KILLED")
+        self._parent = parent.info.run_id
+        self._client.update_run(self._parent, status="RUNNING")
+        done: set[str] = set()
+        for child in self._search(f"tags.`{_PARENT}` = '{self._parent}'"):
+            digest = child.data.tags.get(ENTRY, "")
+            if child.info.status == "FINISHED" and digest not in done:
+                done.add(digest)
+            else:
+                self._client.delete_run(child.info.run_id)
+        return done
+
+    def log(self, work: Logged, *, step: int | None = None) -> None:
+        """See `Tracker.log`."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        start = now - int(1000 * (work.seconds or 0))
+        tags = {**work.tags, ENTRY: work.digest}
+        if self._parent is not None:
+            tags |= {_PARENT: self._parent, KIND: "strength"}
+        run = self._create(work.name, tags, start=start)
+        final = {k: float(v) for k, v in work.metrics.items() if abs(float(v)) < float("inf")}
+        if work.seconds is not None:
+            final["seconds"] = work.seconds
+        metrics = [Metric(k, v, now, 0) for k, v in final.items()]
+        metrics += [
+            Metric(name, float(value), now, epoch)
+            for name, values in work.series.items()
+            for epoch, value in enumerate(values, start=1)
+        ]
+        self._log_params(run, work.params)
+        for i in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run, metrics=metrics[i : i + _BATCH])
+        for path in work.files:
+            self._client.log_artifact(run, str(path))
+        self._client.set_terminated(run, "FINISHED")
+        if self._parent is not None and step is not None:
+            shown = [Metric(k, v, now, step) for k, v in final.items() if "eigenvalue" not in k]
+            self._client.log_batch(self._parent, metrics=shown)
+
+    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+        """See `Tracker.end`."""
+        from mlflow.entities import Metric
+
+        assert self._parent is not None
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            self._parent, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()]
+        )
+        for path in files:
+            self._client.log_artifact(self._parent, str(path), "report")
+        self._client.set_terminated(self._parent, status)
+        self._parent = None
+
+    def _find_or_create(self, name: str, uri: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        if uri.startswith("sqlite:///"):
+            database = Path(uri.removeprefix("sqlite:///")).absolute()
+            location = (database.parent / "mlruns" / name.replace("/", "_")).as_uri()
+            return str(self._client.create_experiment(name, artifact_location=location))
+        return str(self._client.create_experiment(name))
+
+    def _create(self, name: str, tags: Mapping[str, str], start: int | None = None) -> str:
+        run = self._client.create_run(
+            self._experiment, run_name=name, tags=dict(tags), start_time=start
+        )
+        return str(run.info.run_id)
+
+    def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        self._client.log_batch(run, params=entries)
+
+    def _search(self, query: str) -> list[Run]:
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], query, max_results=1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+
+def _quiet_migrations() -> None:
+    """Keep the store's schema migrations from writing forty lines at the first run."""
+    import logging
+
+    for name in ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.WARNING)

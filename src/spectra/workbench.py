@@ -1,0 +1,130 @@
+"""What every command needs on the bench: the process set up, the data in memory, the network.
+
+This is where parameters become the objects that the numerics take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spectra import artifacts, data, mlp, runtime
+from spectra.errors import ParameterError, WeightsError
+from spectra.mlp import Mlp
+from spectra.objective import L2Penalty
+from spectra.params import Params
+from spectra.train import Examples, Optimisation
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Data on the device, and the parameters as the numerics take them.
+
+    Attributes:
+        params: All parameters.
+        machine: Device, dtype and threads.
+        train_set: What is learnt from, normalised.
+        test_set: What is only evaluated.
+        data_digest: Of the data set.
+        reference: The reference point's weights and the SHA-256 of its file, or None.
+    """
+
+    params: Params
+    machine: runtime.Runtime
+    train_set: Examples
+    test_set: Examples
+    data_digest: str
+    reference: tuple[Tensor, str] | None
+
+    @property
+    def network(self) -> Mlp:
+        """The network of the parameters, as wide at its ends as the data wants it."""
+        inputs = self.train_set.inputs_ND.shape[1]
+        return Mlp((inputs, *self.params.model.hidden, 10), self.params.model.activation)
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """The `train` parameters."""
+        return Optimisation(**self.params.train.model_dump())
+
+    def penalty(self, l2: float) -> L2Penalty:
+        """The penalty at a strength, in the convention and around the point asked for."""
+        point = self.reference[0] if self.reference else None
+        return L2Penalty(l2, self.params.objective.penalty, point)
+
+    def initial(self, replicate: int) -> Tensor:
+        """The seeded initial weights of a replicate."""
+        drawn = runtime.generator(self.params.runtime.seed, replicate, "weights")
+        return self.network.initial(drawn, self.machine.dtype).to(self.machine.device)
+
+    def generator(self, replicate: int, purpose: str, l2: float) -> torch.Generator:
+        """The generator for a purpose at a strength of a replicate."""
+        return runtime.generator(self.params.runtime.seed, replicate, purpose, l2)
+
+    def weights(self, path: Path) -> tuple[Mlp, Tensor]:
+        """A network read from a file, on the device.
+
+        Raises:
+            WeightsError: It is not one, or does not fit the data.
+        """
+        state = artifacts.load_state_dict(path)
+        try:
+            network, theta_P = mlp.from_state_dict(state, self.params.model.activation)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        wanted = self.train_set.inputs_ND.shape[1]
+        if network.widths[0] != wanted:
+            raise WeightsError(
+                f"{path}: the network takes {network.widths[0]} inputs, the data have {wanted}"
+            )
+        classes = int(self.train_set.labels_N.max()) + 1
+        if network.widths[-1] < classes:
+            raise WeightsError(
+                f"{path}: the network tells {network.widths[-1]} classes apart, the data have "
+                f"{classes}"
+            )
+        return network, theta_P.to(self.machine.device, self.machine.dtype)
+
+
+def open_bench(params: Params, say: Callable[[str], None]) -> Workbench:
+    """Set up the process and read the data, fetching them if they are not there.
+
+    Raises:
+        DataError: The data cannot be had.
+        ParameterError: The device is not there, or the reference point does not fit.
+        WeightsError: The reference point's file is not a network.
+    """
+    machine = runtime.prepare(
+        seed=params.runtime.seed, device=params.runtime.device, dtype=params.runtime.dtype,
+        threads=params.runtime.threads,
+    )  # fmt: skip
+    data.ensure(params.data, say=say)
+    loaded = data.load(params.data)
+
+    def examples(split: data.Split) -> Examples:
+        inputs_ND = split.inputs(
+            mean=params.data.mean, std=params.data.std, dtype=machine.dtype, device=machine.device
+        )
+        return Examples(inputs_ND, split.labels_N.to(machine.device))
+
+    bench = Workbench(
+        params, machine, examples(loaded.train), examples(loaded.test), loaded.digest, None
+    )
+    if params.objective.reference is None:
+        return bench
+    path = Path(params.objective.reference)
+    network, theta_P = bench.weights(path)
+    if network.widths != bench.network.widths:
+        raise ParameterError(
+            f"objective.reference: {path} has widths {network.widths}, model.hidden makes them "
+            f"{bench.network.widths}; give weights of the same network"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Workbench(
+        params, machine, bench.train_set, bench.test_set, bench.data_digest, (theta_P, digest)
+    )
