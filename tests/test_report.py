@@ -188,18 +188,21 @@ def test_a_smallest_eigenvalue_outside_the_leading_pairs_counts(column: float, e
     assert saddle(a_record(0.01, eigenvalues=(3, 0.2), lambda_min=column)) is expected
 
 
-def test_the_trivial_phase_needs_a_small_norm_and_the_shared_accuracy():
-    records = [a_record(l2, accuracy=11.35, theta=0.04) for l2 in (0.05, 0.06, 0.07)]
+def test_the_trivial_phase_is_told_by_its_norm():
+    """Which class such a network always names varies with the optimiser's noise."""
+    records = [
+        a_record(l2, accuracy=rate, theta=0.04)
+        for l2, rate in ((0.05, 10.28), (0.06, 11.35), (0.07, 9.82))
+    ]
     others = [
         a_record(0.01, accuracy=97.0, theta=50.0),
         a_record(0.02, accuracy=11.35, theta=2.0),  # as bad, by another way
-        a_record(0.04, accuracy=21.0, theta=0.1),  # as small, yet it tells images apart
     ]
 
     assert trivial([*others, *records]) == records
     text = sentence([*others, *records], "In the trivial phase")
-    assert "3 of 6 solutions (λ = 0.05 to 0.07;" in text
-    assert "11.35 %" in text
+    assert "3 of 5 solutions (λ = 0.05 to 0.07;" in text
+    assert "9.82 to 11.35 %" in text
 
 
 def test_what_has_not_converged_is_counted():

@@ -51,8 +51,8 @@ COLUMNS = (
 )  # fmt: skip
 """Of Model-{ID}.csv. The first five are the layout that existing notebooks read."""
 
-TEXT_BYTES = 13.5
-"""Bytes that a float32 takes as text, its separator included (measured on eigenvectors)."""
+TEXT_BYTES = {"float32": 13.5, "float64": 22.5}
+"""Bytes that a number takes as text, its separator included (measured on eigenvectors)."""
 
 _TEMPORARY = ".partial"
 
@@ -286,9 +286,9 @@ class Store:
             path = self.root / name
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
                 return False
-            if name.endswith(".pth"):
-                if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
-                    return False
+            weights = name.endswith(".pth")
+            if weights and hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
+                return False
         return True
 
     def remove(self, record: Record) -> None:

@@ -170,22 +170,26 @@ def found_line(record: Record) -> str:
 
 
 def sweep_table(swept: Swept, *, rows: int = 16) -> Table:
-    """The closing table of a sweep; of a long one, evenly chosen strengths."""
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for heading in ("ID", "L2", "train loss", "test acc. %", "‖θ‖", "‖∇L_eff‖", "λ1", "λ10",
-                    "λmin", "residual", "epochs", "products"):  # fmt: skip
-        table.add_column(heading, justify="right")
+    """The closing table of a sweep, within 80 columns; of a long one, evenly chosen strengths."""
     records = swept.records
+    several = len({record.replicate for record in records}) > 1
+    headings = ["L2", "train", "acc. %", "‖θ‖", "‖∇L_eff‖", "λ1", "λ10", "λmin",
+                "resid.", "epochs"]  # fmt: skip
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ["ID", *headings] if several else headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     step = max(1, -(-len(records) // rows))
     chosen = [r for i, r in enumerate(records) if i % step == 0 or i == len(records) - 1]
     for r in chosen:
         row, values = r.row, r.eigenvalues
-        table.add_row(
-            str(r.replicate), r.label, f"{row['Train_Loss']:.4f}", f"{row['Test_Accuracy']:.2f}",
-            f"{row['theta_norm']:.3g}", f"{row['gradient_norm']:.2g}", f"{values[0]:.4g}",
-            f"{values[9]:.3g}" if len(values) > 9 else "-", f"{row['lambda_min']:.2g}",
-            f"{row['worst_residual']:.0e}", str(row["epochs"]), str(row["products"]),
-        )  # fmt: skip
+        cells = [
+            r.label, f"{row['Train_Loss']:.4f}", f"{row['Test_Accuracy']:.2f}",
+            f"{row['theta_norm']:.3g}",
+            f"{row['gradient_norm']:.2g}", f"{values[0]:.3g}",
+            f"{values[9]:.2g}" if len(values) > 9 else "-", f"{row['lambda_min']:.2g}",
+            f"{row['worst_residual']:.0e}", str(row["epochs"]),
+        ]  # fmt: skip
+        table.add_row(*([str(r.replicate), *cells] if several else cells))
     return table
 
 

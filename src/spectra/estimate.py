@@ -62,23 +62,31 @@ def measure(bench: Workbench) -> Estimate:
         training_s=epoch_s * params.train.max_epochs,
         spectrum_s=product_s * (6 * k + 40),
         bytes=strength_bytes(
-            network.dim, k, params.artifacts.eigenvectors, tracked=params.tracking.enabled
+            network.dim, k, params.artifacts.eigenvectors, params.runtime.dtype,
+            tracked=params.tracking.enabled, vectors_tracked=params.tracking.log_eigenvectors,
         ),
-    )
+    )  # fmt: skip
 
 
-def strength_bytes(dim: int, k: int, form: str, *, tracked: bool) -> int:
+def strength_bytes(
+    dim: int, k: int, form: str, dtype: str, *, tracked: bool, vectors_tracked: bool = False
+) -> int:
     """Bytes that the files of one strength take, the tracker's copies included.
 
     Args:
         dim: P.
         k: Eigenvectors.
         form: Their format: "csv", "npy" or "none".
+        dtype: Of the numbers.
         tracked: Whether the weights are also kept as an artifact of a run.
+        vectors_tracked: Whether the eigenvectors are too.
     """
-    vectors = {"csv": artifacts.TEXT_BYTES, "npy": 4.0, "none": 0.0}[form] * k * dim
-    gradient = artifacts.TEXT_BYTES * dim
-    weights = 4 * dim * (2 if tracked else 1)
+    text, binary = artifacts.TEXT_BYTES[dtype], 8 if dtype == "float64" else 4
+    vectors = {"csv": text, "npy": binary, "none": 0}[form] * k * dim
+    if tracked and vectors_tracked:
+        vectors *= 2
+    gradient = text * dim
+    weights = binary * dim * (2 if tracked else 1)
     return int(vectors + gradient + weights) + 40_000
 
 

@@ -34,6 +34,7 @@ VectorFormat = Literal["csv", "npy", "none"]
 DataSource = Literal["auto", "folder", "torchvision", "pypi"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]  # OpenMP crashes on absurd numbers
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -80,7 +81,7 @@ class TrainParams(Section):
     max_epochs: PositiveInt = 50
     patience: PositiveInt = 5
     monitor: Literal["objective", "cross_entropy"] = "objective"
-    threads: PositiveInt = 1
+    threads: Threads = 1
 
 
 class SweepParams(Section):
@@ -88,7 +89,7 @@ class SweepParams(Section):
 
     l2_min: NonNegativeFloat = 0.0
     l2_max: NonNegativeFloat = 0.09
-    points: PositiveInt = 451
+    points: Annotated[int, Field(ge=1, le=1_000_000)] = 451
     strengths: Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)] | None = None
     ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = (1,)
     protocol: Literal["continuation", "independent"] = "continuation"
@@ -108,10 +109,12 @@ class SweepParams(Section):
                     f"l2_max={self.l2_max:g} is below l2_min={self.l2_min:g}; exchange them and "
                     "use direction: down for a downward sweep"
                 )
-            if self.points > 1 and self.l2_max == self.l2_min:
+            # Strengths have 15 digits; closer ones would be the same number.
+            width = self.l2_max - self.l2_min
+            if self.points > 1 and width / (self.points - 1) <= 1e-14 * self.l2_max:
                 raise ValueError(
-                    f"points={self.points} strengths do not fit between l2_min and l2_max, "
-                    f"both {self.l2_min:g}; use points: 1 or widen the range"
+                    f"points={self.points} strengths do not fit between l2_min={self.l2_min:g} "
+                    f"and l2_max={self.l2_max:g}; use points: 1 or widen the range"
                 )
         return self
 
@@ -126,6 +129,7 @@ class SweepParams(Section):
             # i·width/(n − 1) rounds to the shortest decimals: 0.09·2/450 is 0.0004, not 0.00039999.
             values = [self.l2_min + i * width / (self.points - 1) for i in range(self.points)]
             values = [float(f"{value:.15g}") for value in values]
+        values = [value + 0.0 for value in values]  # -0.0 is 0.0
         return tuple(values if self.direction == "up" else reversed(values))
 
 
@@ -161,7 +165,7 @@ class RuntimeParams(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "cpu"
     dtype: DType = "float32"
-    threads: PositiveInt = 2
+    threads: Threads = 2
 
 
 class Params(Section):
@@ -239,7 +243,7 @@ def _read_yaml_file(path: Path | None) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ParameterError(f"cannot read parameters from {path}: {error.strerror}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # 2001-99-99 is a ValueError to it
         first = " ".join(str(error).split())
         raise ParameterError(f"{path} is not valid YAML: {first}") from None
     if content is None:
@@ -287,7 +291,7 @@ def _scalar(text: str) -> Any:  # noqa: ANN401
 
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):
         return text
 
 

@@ -145,6 +145,7 @@ def sweep(
     """
     began = time.monotonic()
     bench = open_bench(params, progress.say)
+    solve.check_pairs(bench, bench.network)  # before hours of training
     laid = plan.plan(params, data_digest=bench.data_digest, reference_digest=_point(bench))
     store = Store(Path(params.artifacts.out))
     with store.held():
@@ -192,10 +193,13 @@ def _point(bench: Workbench) -> str | None:
 
 
 def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
-    """The plan's results that are there and intact, by digest; others are removed or refused."""
-    wanted = {task.digest: task for task in laid.tasks}
+    """The plan's results that are there and intact, by digest; others are removed or refused.
+
+    Another grid may write the same strength with more decimals; its files are others then.
+    """
+    wanted = {task.digest: task.key for task in laid.tasks}
     records = [r for r in store.records() if r.replicate in laid.chains]
-    foreign = [r for r in records if r.digest not in wanted]
+    foreign = [r for r in records if wanted.get(r.digest) != f"{r.replicate}-{r.label}"]
     owned = {r.replicate for r in records}
     unknown = [i for i in laid.chains if i not in owned and store.has_table(i)]
     if (foreign or unknown) and not replace:
@@ -209,7 +213,7 @@ def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
         )
     for record in foreign:
         store.remove(record)
-    return {r.digest: r for r in records if r.digest in wanted and store.intact(r)}
+    return {r.digest: r for r in records if r not in foreign and store.intact(r)}
 
 
 def _difference(foreign: Sequence[Record], laid: Plan) -> str:

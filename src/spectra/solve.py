@@ -50,6 +50,19 @@ def optimise(
     )
 
 
+def check_pairs(bench: Workbench, network: Mlp) -> None:
+    """Refuse a number of pairs that a network does not have.
+
+    Raises:
+        ParameterError: `spectrum.k` is not below the number of parameters.
+    """
+    k = bench.params.spectrum.k
+    if k >= network.dim:
+        raise ParameterError(
+            f"spectrum.k: must be below the number of parameters, {network.dim}, got {k}"
+        )
+
+
 def analyse(
     bench: Workbench,
     network: Mlp,
@@ -64,11 +77,8 @@ def analyse(
     Raises:
         ParameterError: `spectrum.k` does not fit the network.
     """
+    check_pairs(bench, network)
     wanted = bench.params.spectrum
-    if wanted.k >= network.dim:
-        raise ParameterError(
-            f"spectrum.k: must be below the number of parameters, {network.dim}, got {wanted.k}"
-        )
     data = bench.train_set
     return spectrum(
         network.logits,

@@ -19,8 +19,10 @@ metrics cost 24 ms each, a batch of two hundred 0.1 s.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -132,15 +134,15 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         _quiet_migrations()
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         try:
+            _probe(chosen)
             self._client: MlflowClient = MlflowClient(tracking_uri=chosen)
             self._experiment = self._find_or_create(experiment, chosen)
-        except (MlflowException, OSError) as error:
-            first = str(error).splitlines()[0]
+        except Exception as error:  # of MLflow, SQLAlchemy, a driver that is missing
+            first = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise StorageError(
                 f"the MLflow store {chosen} cannot be opened: {first}; correct tracking.uri or "
                 "switch tracking off with --no-track"
@@ -264,6 +266,14 @@ class MlflowTracker:
             token = page.token
             if not token:
                 return found
+
+
+def _probe(uri: str) -> None:
+    """Fail at once where SQLite cannot be opened: MLflow tries for a hundred seconds, loudly."""
+    name = uri.removeprefix("sqlite:///").partition("?")[0]
+    if uri.startswith("sqlite:///") and name:
+        with closing(sqlite3.connect(name)) as database:
+            database.execute("PRAGMA schema_version")
 
 
 def _quiet_migrations() -> None:

@@ -51,7 +51,7 @@ def leading_eigenpairs_arpack(
         nonlocal spent
         spent += 1
         v = torch.tensor(v_P.reshape(-1), dtype=dtype, device=device)
-        image_P = np.asarray(matvec(v).cpu())
+        image_P = matvec(v).cpu().numpy()
         if not np.isfinite(image_P).all():
             raise NonFiniteError(
                 f"product {spent} of the operator is NaN or infinite; check the weights' scale "
@@ -72,7 +72,8 @@ def leading_eigenpairs_arpack(
         ceiling = float(np.abs(values).min())
 
         def off(v_P: Floats) -> Floats:
-            return v_P - vectors_KP[:found].T @ (vectors_KP[:found] @ v_P)
+            inside_P: Floats = vectors_KP[:found].T @ (vectors_KP[:found] @ v_P)
+            return v_P - inside_P
 
         def shifted(v_P: Floats) -> Floats:
             v_P = off(v_P.reshape(-1))

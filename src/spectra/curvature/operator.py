@@ -15,6 +15,7 @@ Source: B. A. Pearlmutter, Fast exact multiplication by the Hessian, Neural Comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -70,7 +71,7 @@ class AutodiffHessian:
             raise ValueError("a Hessian of a mean loss needs at least one example, got none")
         self.loss = total / self.examples
         self.gradient_P = torch.stack(self._gradients).detach().sum(0) / self.examples
-        if not (torch.isfinite(self.gradient_P).all() and torch.isfinite(value).all()):
+        if not (math.isfinite(self.loss) and torch.isfinite(self.gradient_P).all()):
             raise NonFiniteError(
                 "the loss or its gradient is not finite at these weights; their scale is too "
                 "large for the dtype, try runtime.dtype: float64"

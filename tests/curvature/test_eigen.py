@@ -1,0 +1,357 @@
+"""Leading eigenpairs by both solvers on planted spectra: values, certificates, limits.
+
+What a Krylov method from one start vector can promise about a repeated eigenvalue: in exact
+arithmetic it sees one copy of it. The others enter by round-off and grow like any converging
+pair, so they come out late; a search that ends before has missed them, and no residual shows
+it. The tests of repeated eigenvalues say where that happens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import oracles
+from oracles import bulk
+from spectra.curvature.arpack import leading_eigenpairs_arpack
+from spectra.curvature.eigen import EigenPairs, certified, leading_eigenpairs
+from spectra.errors import NonFiniteError
+
+Solve = Callable[..., EigenPairs]
+lanczos, eigsh = leading_eigenpairs, leading_eigenpairs_arpack
+either = pytest.mark.parametrize("solve", [lanczos, eigsh], ids=["lanczos", "eigsh"])
+cat = np.concatenate
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Eigenvalues and how many of the leading ones are asked for."""
+
+    values: np.ndarray
+    k: int
+
+
+SPECTRA = {
+    "separated": Planted(cat([[10, 8, 6, 5, 4, 3, 2, 1.5, 1.2], bulk(291)]), 9),
+    "into the bulk": Planted(cat([[10, 8, 6, 5, 4, 3, 2, 1.5, 1.2], bulk(291)]), 30),
+    "clustered": Planted(cat([[10, 9.9999, 9.9998, 5, 4.9999], bulk(295)]), 5),
+    "indefinite": Planted(cat([[10, -9, 8, -7, 6], bulk(295, -0.1, 0.1)]), 5),
+    "magnitude, not algebra": Planted(cat([[-10, -9, -8, 7, 6, 5], bulk(294, -0.1, 0.1)]), 3),
+    "smallest outside the set": Planted(cat([[10, 8, 7, 6, -1], bulk(295)]), 4),
+    "smallest inside the bulk": Planted(cat([[10, 8, 7, 6], bulk(296, -0.2, 1.0)]), 4),
+    "positive definite": Planted(cat([[10, 8, 7, 6], bulk(296, 1.0, 2.0)]), 4),
+    "negative definite": Planted(-cat([[10, 8, 7, 6], bulk(296, 1.0, 2.0)]), 4),
+    "rank 9 of 300": Planted(cat([np.arange(9, 0, -1.0), np.zeros(291)]), 30),
+    "identity": Planted(np.ones(60), 7),
+    "one": Planted(cat([[3.0], bulk(99)]), 1),
+    "k = dim - 1": Planted(np.array([3.0, 2.0, 1.0, -1.5, -2.5]), 4),
+    "thrice the largest": Planted(cat([[10, 10, 10, 5, 4], bulk(295)]), 5),
+    "thrice one within": Planted(cat([[10, 7, 5, 5, 5, 4], bulk(294)]), 6),
+    "thrice among thirty": Planted(cat([[10, 10, 10, 5, 4], bulk(295)]), 30),
+    "tiny scale": Planted(1e-9 * cat([[10, 8, -6], bulk(97)]), 3),
+}
+
+
+def solve_planted(
+    solve: Solve,
+    matrix_PP: Tensor,
+    k: int,
+    *,
+    rtol: float = 1e-7,
+    max_products: int = 5000,
+    seed: int = 1,
+) -> EigenPairs:
+    return solve(
+        lambda v_P: matrix_PP @ v_P,
+        dim=len(matrix_PP),
+        k=k,
+        rtol=rtol,
+        max_products=max_products,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=matrix_PP.dtype,
+    )
+
+
+def dense(matrix_PP: Tensor, k: int) -> tuple[np.ndarray, float]:
+    """The `k` leading eigenvalues by magnitude and the smallest, by LAPACK."""
+    values = np.linalg.eigvalsh(matrix_PP.double().numpy())
+    return values[np.argsort(-np.abs(values), kind="stable")][:k], values[0]
+
+
+def check_certificate(pairs: EigenPairs, matrix_PP: Tensor, eps: float) -> None:
+    """Orthonormal, sorted, signed, and residuals that a dense product confirms."""
+    H_PP, V_KP = matrix_PP.double().numpy(), pairs.vectors_KP.astype(np.float64)
+    scale = np.abs(np.linalg.eigvalsh(H_PP)).max()
+    true_K = np.linalg.norm(V_KP @ H_PP - pairs.values_K[:, None] * V_KP, axis=1)
+
+    assert np.abs(V_KP @ V_KP.T - np.eye(len(V_KP))).max() < 50 * eps
+    assert np.abs(true_K - pairs.residuals_K).max() <= 20 * eps * scale
+    assert np.all(np.diff(np.abs(pairs.values_K)) <= 0)
+    peaks_K = np.abs(V_KP).argmax(axis=1)
+    assert np.all(V_KP[np.arange(len(V_KP)), peaks_K] > 0)
+    assert pairs.values_K.dtype == np.float64
+
+
+@either
+@pytest.mark.parametrize("name", SPECTRA)
+def test_leading_pairs_are_those_of_the_dense_matrix(solve: Solve, name: str):
+    """All K of them, the smallest algebraic eigenvalue, and the certificate; in float64."""
+    matrix_PP = oracles.planted(SPECTRA[name].values)
+    k = SPECTRA[name].k
+    expected_K, smallest = dense(matrix_PP, k)
+    scale = np.abs(expected_K[0])
+
+    pairs = solve_planted(solve, matrix_PP, k)
+
+    # A Rayleigh quotient errs by the square of the residual over the gap, at most.
+    np.testing.assert_allclose(np.sort(pairs.values_K), np.sort(expected_K), atol=1e-8 * scale)
+    check_certificate(pairs, matrix_PP, 2.0**-52)
+    assert pairs.converged_K.all()
+    assert np.all(pairs.residuals_K <= np.maximum(1e-7 * np.abs(pairs.values_K), 1e-14 * scale))
+    assert pairs.smallest.converged
+    assert pairs.smallest.value == pytest.approx(smallest, abs=1e-7 * scale)
+
+
+@either
+@pytest.mark.parametrize("name", SPECTRA)
+def test_float32_noise_is_lived_with(solve: Solve, name: str):
+    """Products in float32: values to its round-off, and certificates true to it."""
+    matrix_PP = oracles.planted(SPECTRA[name].values).float()
+    k = SPECTRA[name].k
+    expected_K, smallest = dense(matrix_PP, k)
+    scale = np.abs(expected_K[0])
+
+    pairs = solve_planted(solve, matrix_PP, k, rtol=1e-3)
+
+    np.testing.assert_allclose(np.sort(pairs.values_K), np.sort(expected_K), atol=2e-5 * scale)
+    check_certificate(pairs, matrix_PP, 2.0**-23)
+    assert pairs.vectors_KP.dtype == np.float32
+    assert pairs.converged_K.all()
+    assert pairs.smallest.value == pytest.approx(smallest, abs=1e-3 * scale)
+
+
+@either
+def test_a_tolerance_below_the_noise_ends_at_the_noise(solve: Solve):
+    """rtol 1e-12 on float32 products: neither the whole budget nor a false alarm."""
+    matrix_PP = oracles.planted(SPECTRA["separated"].values).float()
+
+    pairs = solve_planted(solve, matrix_PP, 9, rtol=1e-12, max_products=3000)
+
+    assert pairs.products < 1500
+    assert pairs.converged_K[:5].all()
+    assert pairs.residuals_K.max() < 1e-4
+
+
+MISSED = {
+    "thrice, ended by a fast indefinite tail": Planted(cat([[10, 10, 10, -8], bulk(296)]), 3),
+    "thrice, the smallest among the leading": Planted(
+        cat([[10, 10, 10, -8, 7, 6], bulk(294)]), 4
+    ),
+    "two values": Planted(cat([np.full(150, 2.0), np.full(150, 1.0)]), 30),
+    "a projector": Planted(cat([np.ones(40), np.zeros(260)]), 30),
+    "three values": Planted(cat([np.full(10, 5.0), np.full(20, 2.0), np.ones(270)]), 12),
+}
+
+
+@pytest.mark.parametrize("name", MISSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "solve",
+    [
+        pytest.param(
+            lanczos,
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=AssertionError,
+                reason="ends at residuals before copies have grown out of the round-off",
+            ),
+        ),
+        eigsh,
+    ],
+    ids=["lanczos", "eigsh"],
+)
+def test_copies_of_a_repeated_eigenvalue_are_found(solve: Solve, dtype: torch.dtype, name: str):
+    """Spectra whose distinct eigenvalues converge before the copies of the largest appear."""
+    matrix_PP = oracles.planted(MISSED[name].values).to(dtype)
+    k = MISSED[name].k
+    expected_K, smallest = dense(matrix_PP, k)
+
+    pairs = solve_planted(solve, matrix_PP, k, rtol=1e-3)
+
+    np.testing.assert_allclose(np.sort(pairs.values_K), np.sort(expected_K), atol=1e-2)
+    assert pairs.smallest.value == pytest.approx(smallest, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lanczos,
+        pytest.param(
+            eigsh, marks=pytest.mark.xfail(strict=True, reason="ARPACK refuses what A maps to 0")
+        ),
+    ],
+    ids=["lanczos", "eigsh"],
+)
+def test_the_zero_operator_has_zero_eigenvalues(solve: Solve):
+    pairs = solve_planted(solve, torch.zeros(40, 40, dtype=torch.float64), 7)
+
+    assert np.all(pairs.values_K == 0)
+    assert np.all(pairs.residuals_K == 0)
+    assert pairs.converged_K.all()
+    assert (pairs.smallest.value, pairs.smallest.converged) == (0, True)
+    assert np.abs(pairs.vectors_KP @ pairs.vectors_KP.T - np.eye(7)).max() < 1e-14
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lanczos,
+        pytest.param(
+            eigsh, marks=pytest.mark.xfail(strict=True, reason="no room for the second search")
+        ),
+    ],
+    ids=["lanczos", "eigsh"],
+)
+@pytest.mark.parametrize("values", [[3.0, 2], [3.0, 2, 1.5, 1, 0.5]], ids=str)
+def test_all_but_one_of_a_positive_matrix(solve: Solve, values: list[float]):
+    """k = dim − 1 where the one left is the smallest."""
+    pairs = solve_planted(solve, oracles.planted(values), len(values) - 1)
+
+    np.testing.assert_allclose(pairs.values_K, values[:-1], rtol=1e-12)
+    assert pairs.smallest.value == pytest.approx(values[-1], rel=1e-12)
+    assert pairs.smallest.converged
+
+
+@either
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_same_generator_gives_the_same_bytes(solve: Solve, dtype: torch.dtype):
+    matrix_PP = oracles.planted(SPECTRA["into the bulk"].values).to(dtype)
+    first = solve_planted(solve, matrix_PP, 12, rtol=1e-3)
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - no global generator may enter
+    second = solve_planted(solve, matrix_PP, 12, rtol=1e-3)
+    other = solve_planted(solve, matrix_PP, 12, rtol=1e-3, seed=2)
+
+    for name in ("values_K", "vectors_KP", "residuals_K"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+    assert first.smallest == second.smallest
+    assert first.products == second.products
+    assert first.vectors_KP.tobytes() != other.vectors_KP.tobytes()
+
+
+@pytest.mark.parametrize(("k", "budget"), [(5, 10), (5, 5), (5, 3), (30, 40)])
+def test_a_spent_budget_is_reported_and_not_raised(k: int, budget: int):
+    """The best pairs so far come back, flagged; what they claim about themselves is true."""
+    matrix_PP = oracles.planted(np.linspace(1, 2, 300))
+
+    pairs = solve_planted(lanczos, matrix_PP, k, max_products=budget)
+
+    assert len(pairs.values_K) == min(k, budget)
+    assert not pairs.converged_K.any()
+    assert not pairs.smallest.converged
+    assert pairs.products <= budget + k + 1
+    check_certificate(pairs, matrix_PP, 2.0**-52)
+
+
+def test_within_a_budget_the_pairs_that_converged_say_so():
+    matrix_PP = oracles.planted(cat([[100.0, 50.0], bulk(298, 1.0, 2.0)]))
+    expected_K, _ = dense(matrix_PP, 2)
+
+    pairs = solve_planted(lanczos, matrix_PP, 8, max_products=16)
+
+    assert pairs.converged_K.tolist() == [True] * 2 + [False] * 6
+    np.testing.assert_allclose(pairs.values_K[:2], expected_K, rtol=1e-10)
+
+
+def test_products_are_counted():
+    """Those of the search and one for every vector that is certified."""
+    matrix_PP = oracles.planted(SPECTRA["smallest outside the set"].values)
+    for solve in (lanczos, eigsh):
+        spent = 0
+
+        def matvec(v_P: Tensor) -> Tensor:
+            nonlocal spent
+            spent += 1
+            return matrix_PP @ v_P
+
+        pairs = solve(
+            matvec, dim=300, k=4, rtol=1e-6, max_products=500,
+            generator=torch.Generator(), dtype=torch.float64,
+        )  # fmt: skip
+        assert pairs.products == spent
+
+
+def test_restarts_find_the_same_pairs(monkeypatch: pytest.MonkeyPatch):
+    """With memory for 2k + 20 vectors only, the basis is restarted and the answer stands."""
+    planted = Planted(cat([[10.0, -9.0, 8.0, 7.0], bulk(796, 0.0, 6.0)]), 8)
+    matrix_PP = oracles.planted(planted.values)
+    expected_K, smallest = dense(matrix_PP, 8)
+    roomy = solve_planted(lanczos, matrix_PP, 8)
+    monkeypatch.setattr("spectra.curvature.eigen._BASIS_BYTES", 1)
+
+    tight = solve_planted(lanczos, matrix_PP, 8)
+
+    assert tight.products > 36 + 9
+    assert tight.products != roomy.products
+    assert tight.converged_K.all()
+    np.testing.assert_allclose(tight.values_K, expected_K, rtol=1e-9)
+    assert tight.smallest.value == pytest.approx(smallest, abs=1e-8)
+    check_certificate(tight, matrix_PP, 2.0**-52)
+
+
+def test_certified_trusts_no_solver():
+    """Vectors that are no eigenvectors: Rayleigh quotients, true residuals, not converged."""
+    matrix_PP = torch.diag(torch.tensor([4.0, 1.0, -2.0], dtype=torch.float64))
+    tilted_KP = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+    pairs = certified(matrix_PP.mv, tilted_KP, k=2, rtol=1e-3, spent=10)
+
+    # 0.64·4 + 0.36·1, and |(H − 2.92)v| = 0.6·0.8·(4 − 1).
+    np.testing.assert_allclose(pairs.values_K, [2.92, -2], rtol=1e-14)
+    np.testing.assert_allclose(pairs.residuals_K, [1.44, 0], rtol=1e-13)
+    assert pairs.converged_K.tolist() == [False, True]
+    assert pairs.smallest.value == -2
+    assert pairs.products == 12
+
+
+def test_signs_follow_the_largest_entry():
+    """A vector and its negative are certified as the same."""
+    matrix_PP = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
+    v_P = torch.tensor([[-0.99, 0.14]], dtype=torch.float64)
+    v_P /= v_P.norm()
+    for start in (v_P, -v_P):
+        pairs = certified(matrix_PP.mv, start, k=1, rtol=1e-3, spent=0)
+        assert pairs.vectors_KP[0, 0] > 0 > pairs.vectors_KP[0, 1]
+
+
+@either
+@pytest.mark.parametrize("k", [0, -1, 5, 6])
+def test_k_out_of_range_is_refused(solve: Solve, k: int):
+    with pytest.raises(ValueError, match=r"1\.\.4"):
+        solve_planted(solve, oracles.planted([5.0, 4, 3, 2, 1]), k)
+
+
+@either
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("after", [0, 7])
+def test_an_operator_that_is_not_finite_is_refused(solve: Solve, bad: float, after: int):
+    """From the first product or a later one."""
+    matrix_PP = oracles.planted(SPECTRA["separated"].values)
+    products = 0
+
+    def matvec(v_P: Tensor) -> Tensor:
+        nonlocal products
+        products += 1
+        return matrix_PP @ v_P * (bad if products > after else 1)
+
+    with pytest.raises(NonFiniteError, match=f"product {after + 1} "):
+        solve(
+            matvec, dim=300, k=5, rtol=1e-6, max_products=500,
+            generator=torch.Generator(), dtype=torch.float64,
+        )  # fmt: skip

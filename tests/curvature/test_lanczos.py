@@ -1,0 +1,188 @@
+"""The Lanczos process: orthonormal without ghosts, projections and residuals that are true."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import oracles
+from spectra.curvature.lanczos import Lanczos
+from spectra.errors import NonFiniteError
+
+OUTLIERS = np.concatenate([[1e4, 3e3, 1e3, 100.0], oracles.bulk(146, -1.0, 1.0)])
+EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def process_of(
+    matrix_PP: Tensor, *, capacity: int = 1000, dtype: torch.dtype = torch.float64
+) -> Lanczos:
+    matrix_PP = matrix_PP.to(dtype)
+    draw = torch.Generator().manual_seed(9)
+    start_P = torch.randn(len(matrix_PP), generator=draw, dtype=dtype)
+    return Lanczos(lambda v: matrix_PP @ v, start_P, capacity=capacity, generator=draw)
+
+
+def basis_of(process: Lanczos) -> np.ndarray:
+    return process.vectors(np.eye(process.size)).double().numpy()
+
+
+def advance(process: Lanczos, steps: int, keep: int = 5) -> None:
+    """Steps with a thick restart, keeping the leading and the lowest, where the basis is full."""
+    for _ in range(steps):
+        if process.full:
+            ritz = process.ritz()
+            leading = np.argsort(-np.abs(ritz.values_J))[:keep]
+            process.restart(ritz, np.union1d(leading, [0]))
+        process.step()
+
+
+def check_invariants(process: Lanczos, matrix_PP: Tensor, dtype: torch.dtype) -> None:
+    """QQᵀ = I; C diag(θ) Cᵀ = Q H Qᵀ; the residuals implied are the residuals there are."""
+    Q_JP, H_PP = basis_of(process), matrix_PP.numpy()
+    eps, scale = EPS[dtype], np.abs(np.linalg.eigvalsh(H_PP)).max()
+    ritz = process.ritz()
+    C_JJ = ritz.coefficients_JJ
+
+    assert np.abs(Q_JP @ Q_JP.T - np.eye(process.size)).max() < 30 * eps
+    projection_JJ = C_JJ @ np.diag(ritz.values_J) @ C_JJ.T
+    assert np.abs(projection_JJ - Q_JP @ H_PP @ Q_JP.T).max() <= 50 * eps * scale
+    vectors_JP = C_JJ.T @ Q_JP
+    true_J = np.linalg.norm(vectors_JP @ H_PP - ritz.values_J[:, None] * vectors_JP, axis=1)
+    assert np.abs(true_J - ritz.residuals_J).max() <= 100 * eps * scale
+    assert np.all(np.diff(ritz.values_J) >= 0)
+
+
+@precisions
+def test_the_basis_is_orthonormal_long_past_convergence(dtype: torch.dtype):
+    """120 steps on outliers 10,000 times the bulk, which converge after a handful."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    process = process_of(matrix_PP, dtype=dtype)
+
+    for _ in range(6):
+        advance(process, 20)
+        check_invariants(process, matrix_PP, dtype)
+    assert process.products == process.size == 120
+
+
+@precisions
+def test_there_are_no_ghosts(dtype: torch.dtype):
+    """The plain recurrence returns the largest eigenvalue several times, this process once."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    start_P = torch.randn(150, generator=torch.Generator().manual_seed(9), dtype=dtype)
+    plain = oracles.lanczos_without_reorthogonalisation(matrix_PP.to(dtype), start_P, 60)
+    process = process_of(matrix_PP, dtype=dtype)
+    advance(process, 60)
+    ours = process.ritz().values_J
+
+    assert np.sum(np.abs(plain - 1e4) < 1) > 1
+    assert np.sum(np.abs(ours - 1e4) < 1) == 1
+    assert np.sum(np.abs(ours - 3e3) < 1) == 1
+
+
+@precisions
+@pytest.mark.parametrize("capacity", [9, 12, 40])
+def test_thick_restarts_keep_the_invariants(dtype: torch.dtype, capacity: int):
+    """The projection after a restart is measured, arrowhead and all; the residual goes on."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    process = process_of(matrix_PP, capacity=capacity, dtype=dtype)
+
+    for _ in range(12):
+        advance(process, 7)
+        check_invariants(process, matrix_PP, dtype)
+    assert process.products == 84
+    assert process.size <= capacity
+    assert process.exhausted == 0
+
+
+def test_restarts_lose_no_progress():
+    """With room for 12 vectors the outliers still converge, as eigenvalues of the matrix."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    process = process_of(matrix_PP, capacity=12)
+    advance(process, 100)
+    ritz = process.ritz()
+
+    np.testing.assert_allclose(ritz.values_J[[-1, -2, -3, -4]], [1e4, 3e3, 1e3, 100], rtol=1e-10)
+    assert ritz.residuals_J[-4:].max() < 1e-6
+
+
+@precisions
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_an_invariant_krylov_space_is_noticed(dtype: torch.dtype, rank: int):
+    """Of rank r, a start vector reaches r + 1 dimensions; after that every direction is fresh.
+
+    One step more may pass first: the last coupling is small, and the round-off over it is not.
+    """
+    matrix_PP = oracles.planted(np.concatenate([np.arange(rank, 0, -1.0), np.zeros(60 - rank)]))
+    process = process_of(matrix_PP, dtype=dtype)
+
+    advance(process, rank)
+    assert process.exhausted == 0
+    advance(process, 2)
+    noticed = process.exhausted
+    assert noticed in (1, 2)
+    advance(process, 20)
+    assert process.exhausted == noticed + 20
+    check_invariants(process, matrix_PP, dtype)
+    found = np.sort(process.ritz().values_J)[::-1][:rank]
+    np.testing.assert_allclose(found, np.arange(rank, 0, -1.0), rtol=100 * EPS[dtype])
+
+
+def test_the_zero_operator_gives_directions_all_the_same():
+    matrix_PP = torch.zeros(20, 20, dtype=torch.float64)
+    process = process_of(matrix_PP)
+    advance(process, 10)
+
+    assert process.exhausted == 10
+    check_invariants(process, matrix_PP, torch.float64)
+    assert np.all(process.ritz().values_J == 0)
+
+
+@precisions
+@pytest.mark.parametrize("values", [[4.0, 2, 1, -1, -3, 0.5], [2.0, 2, 2, 1, 1, 0]], ids=str)
+def test_a_complete_basis_has_all_eigenvalues_and_no_residual(
+    dtype: torch.dtype, values: list[float]
+):
+    """Six steps in six dimensions, repeated eigenvalues included."""
+    process = process_of(oracles.planted(values), dtype=dtype)
+    assert not process.complete
+    advance(process, 6)
+    ritz = process.ritz()
+
+    assert process.complete
+    assert process.capacity == 6
+    np.testing.assert_allclose(ritz.values_J, np.sort(values), atol=50 * EPS[dtype])
+    assert np.all(ritz.residuals_J == 0)
+    check_invariants(process, oracles.planted(values), dtype)
+
+
+def test_the_start_vector_s_length_does_not_matter():
+    matrix_PP = oracles.planted(OUTLIERS)
+    start_P = torch.ones(150, dtype=torch.float64)
+    runs = [
+        Lanczos(matrix_PP.mv, factor * start_P, capacity=20, generator=torch.Generator())
+        for factor in (1.0, 1024.0)
+    ]
+    for run in runs:
+        advance(run, 10)
+
+    assert np.array_equal(runs[0].ritz().values_J, runs[1].ritz().values_J)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_product_that_is_not_finite_is_named(bad: float):
+    products = 0
+
+    def matvec(v_P: Tensor) -> Tensor:
+        nonlocal products
+        products += 1
+        return torch.flip(v_P, [0]) if products < 3 else v_P * bad
+
+    start_P = torch.linspace(1, 2, 8)
+    process = Lanczos(matvec, start_P, capacity=8, generator=torch.Generator())
+    with pytest.raises(NonFiniteError, match="product 3"):
+        advance(process, 5)

@@ -1,0 +1,147 @@
+"""Seeds that depend on what a draw is for and nothing else; a process set up as asked."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from spectra.errors import ParameterError
+from spectra.runtime import generator, prepare
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `prepare` sets is the process's; put back what other tests rely on."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads, fill = (
+        torch.get_num_threads(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
+
+
+def numbers(*key: object) -> tuple[int, ...]:
+    draws = torch.randint(0, 2**62, (4,), generator=generator(*key))
+    return tuple(draws.tolist())
+
+
+def test_a_draw_depends_on_its_key_alone():
+    """Neither global seeds nor draws made before change it."""
+    first = numbers(3, 2, "batches", 0.045)
+    torch.manual_seed(1)
+    numbers(3, 2, "weights", 0.1)
+    np.random.default_rng(0).random(7)
+
+    assert numbers(3, 2, "batches", 0.045) == first
+
+
+def test_the_streams_are_those_of_every_version():
+    """Pinned: a change here changes every result that was ever written."""
+    (bits,) = struct.unpack("<Q", struct.pack("<d", 0.045))
+    (state,) = np.random.SeedSequence(3, spawn_key=(2, 1, bits)).generate_state(1, np.uint64)
+
+    assert generator(3, 2, "batches", 0.045).initial_seed() == int(state) // 2
+    assert generator(0, 1, "weights").initial_seed() == 2333092236187763913
+
+
+def test_every_part_of_the_key_makes_another_stream():
+    """Seeds, replicates, purposes and strengths, down to the last bit of one."""
+    strengths = (0.0, 0.3, math.nextafter(0.3, 1), 1e-9)
+    keys = list(product((0, 1, 2**31), (0, 1, 2), ("weights", "batches", "lanczos"), strengths))
+
+    assert len({numbers(*key) for key in keys}) == len(keys) == 108
+
+
+def test_the_default_strength_is_zero():
+    assert numbers(0, 1, "weights") == numbers(0, 1, "weights", 0.0)
+
+
+def test_an_unknown_purpose_is_an_error():
+    with pytest.raises(KeyError):
+        generator(0, 1, "lottery")
+
+
+@pytest.mark.usefixtures("restored")
+def test_prepare_sets_up_the_process():
+    """Threads, determinism, no TF32, and denormals that really become zero."""
+    torch.set_flush_denormal(False)
+    tiny = torch.tensor([1e-30])
+    assert (tiny * 1e-10).item() > 0
+
+    runtime = prepare(seed=4, device="cpu", dtype="float64", threads=2)
+
+    assert runtime.device == torch.device("cpu")
+    assert runtime.dtype == torch.float64
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert (tiny * 1e-10).item() == 0
+
+
+def test_denormals_vanish_on_every_thread_of_a_fresh_process():
+    """A product too large for one thread: the pool's threads flush too."""
+    code = (
+        "import torch\n"
+        "from spectra.runtime import prepare\n"
+        "prepare(seed=0, device='cpu', dtype='float32', threads=2)\n"
+        "print(int((torch.full((4_000_000,), 1e-30) * 1e-10).count_nonzero()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "0"
+
+
+@pytest.mark.usefixtures("restored")
+def test_prepare_seeds_what_others_may_call():
+    draws = []
+    for seed in (4, 4, 5, 2**40):
+        prepare(seed=seed, device="cpu", dtype="float32", threads=1)
+        draws.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002, S311
+
+    assert draws[0] == draws[1]
+    for other in draws[2:]:
+        assert all(a != b for a, b in zip(draws[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("restored")
+def test_cuda_without_cuda_is_a_parameter_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(ParameterError, match=r"runtime\.device.*use cpu or auto"):
+        prepare(seed=0, device="cuda", dtype="float32", threads=1)
+    assert prepare(seed=0, device="auto", dtype="float32", threads=1).device.type == "cpu"
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(("device", "chosen"), [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_auto_takes_cuda_where_there_is_one(
+    device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: None)
+
+    runtime = prepare(seed=0, device=device, dtype="float32", threads=1)
+
+    assert runtime.device.type == chosen
+    assert runtime.dtype == torch.float32
