@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +15,10 @@ import torch
 from torch import Tensor
 
 import oracles
+from spectra import params as parameters
+from spectra.params import Params
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +45,114 @@ def mnist() -> tuple[Tensor, Tensor]:
     device = torch.device("cpu")
     inputs_ND = train.inputs(mean=0.1307, std=0.3081, dtype=torch.float64, device=device)
     return inputs_ND, train.labels_N
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable of the caller's steers a test, and no test leaves the process changed."""
+    for name in list(os.environ):
+        if name.startswith(("SPECTRA_", "MLFLOW_", "GITHUB_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `data.root` in which the shipped digits are laid out."""
+    from spectra import data
+
+    root = tmp_path_factory.mktemp("data")
+    data.ensure(tiny_params(root).data, say=print)
+    return root
+
+
+def tiny_params(root: Path, **settings: object) -> Params:
+    """A network of 6,370 parameters, an epoch of 40 steps, three pairs: half a second a strength.
+
+    `section__key` is `section.key`.
+    """
+    chosen = {
+        "data.name": "sample", "data.root": str(root), "data.source": "folder",
+        "data.folder": str(ROOT / "sample"), "model.hidden": [8], "train.max_epochs": 1,
+        "train.threads": 1, "sweep.strengths": [0.0, 0.002, 0.01], "spectrum.k": 3,
+        "runtime.threads": 1, "tracking.enabled": False,
+    }  # fmt: skip
+    chosen |= {name.replace("__", "."): value for name, value in settings.items()}
+    nothing = Path(os.devnull)
+    return parameters.load(nothing, overrides=chosen, environ={})
+
+
+@pytest.fixture
+def tiny(sample_root: Path) -> Callable[..., Params]:
+    """See `tiny_params`."""
+    return lambda **settings: tiny_params(sample_root, **settings)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database whose tables are there: making them takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(migrated: Path, tmp_path: Path) -> Path:
+    """A fresh copy of an empty MLflow database."""
+    return Path(shutil.copy(migrated, tmp_path / "mlflow.db"))
+
+
+# A shell that starts the tests in the background makes them ignore SIGINT; children inherit it.
+_LISTENING = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Command:
+    """The installed `spectra` in processes of its own, in a folder with tiny parameters."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = folder
+        self.executable = Path(sys.executable).with_name("spectra")
+        shutil.copy(ROOT / "sample" / "params.yaml", folder / "params.yaml")
+        self.tiny = {
+            f"SPECTRA_{name}": value
+            for name, value in {
+                "DATA_ROOT": str(root), "DATA_FOLDER": str(ROOT / "sample"), "MODEL_HIDDEN": "[8]",
+                "TRAIN_MAX_EPOCHS": "1", "SPECTRUM_K": "3", "RUNTIME_THREADS": "1",
+                "SWEEP_STRENGTHS": "[0.0, 0.002, 0.01]",
+            }.items()
+        }  # fmt: skip
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        """Start it and do not wait."""
+        words = [str(self.executable), *map(str, arguments)]
+        return subprocess.Popen(
+            [sys.executable, "-c", _LISTENING, *words], cwd=self.folder, text=True,
+            env=os.environ | self.tiny | environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        running = self.start(*arguments, **environment)
+        out, err = running.communicate(timeout=120)
+        return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+
+@pytest.fixture
+def command(tmp_path: Path, sample_root: Path, database: Path) -> Command:
+    """`spectra` in an empty folder with tiny parameters and a migrated `mlflow.db`."""
+    assert database.parent == tmp_path
+    return Command(tmp_path, sample_root)

@@ -11,6 +11,7 @@ import gzip
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ MODULES = {
 def logits(widths: Sequence[int], activation: str, theta_P: Tensor, inputs_ND: Tensor) -> Tensor:
     """An MLP with weights and biases cut out of θ by counting: W (out, in), b, W, b, ..."""
     h, at = inputs_ND, 0
-    for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         weight = theta_P[at : at + fan_in * fan_out].reshape(fan_out, fan_in)
         bias = theta_P[at + fan_in * fan_out : at + (fan_in + 1) * fan_out]
         at += (fan_in + 1) * fan_out

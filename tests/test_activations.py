@@ -52,7 +52,7 @@ def test_relu_is_flat_at_zero():
 
 
 def test_gelu_is_the_exact_form():
-    """x Φ(x), not the tanh approximation, from which it differs by up to 5e-4."""
+    """That is x Φ(x), not the tanh approximation, from which it differs by up to 5e-4."""
     exact = GRID * torch.special.ndtr(GRID)
 
     torch.testing.assert_close(ACTIVATIONS["gelu"].value(GRID), exact, rtol=1e-10, atol=1e-15)

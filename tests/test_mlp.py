@@ -137,8 +137,8 @@ def test_foreign_names_are_accepted():
         mlp, theta = from_state_dict(state, "relu")
         assert mlp == Mlp((5, 4, 3), "relu")
         assert torch.equal(theta, flat(module))
-    assert list(module.state_dict())[0] == "0.weight"
-    assert list(wrapped.state_dict())[0] == "module.fc1.weight"
+    assert next(iter(module.state_dict())) == "0.weight"
+    assert next(iter(wrapped.state_dict())) == "module.fc1.weight"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

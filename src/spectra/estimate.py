@@ -16,9 +16,7 @@ from pathlib import Path
 import torch
 
 from spectra import artifacts, solve
-from spectra.curvature.operator import AutodiffHessian
 from spectra.errors import StorageError
-from spectra.objective import cross_entropy_sum
 from spectra.train import Examples, Optimisation, train
 from spectra.workbench import Workbench
 
@@ -48,15 +46,11 @@ def measure(bench: Workbench) -> Estimate:
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     epoch_s = (time.monotonic() - began) * len(data.labels_N) / some
-    chunk = slice(0, solve.CHUNK)
-    hessian = AutodiffHessian(
-        lambda theta, x, y: cross_entropy_sum(network.logits(theta, x), y),
-        theta_P, [(data.inputs_ND[chunk], data.labels_N[chunk])],
-    )  # fmt: skip
+    hessian = solve.hessian(bench, network, theta_P)
     hessian(theta_P)
     began = time.monotonic()
     hessian(theta_P)
-    product_s = (time.monotonic() - began) * len(data.labels_N) / hessian.examples
+    product_s = time.monotonic() - began
     k = params.spectrum.k
     return Estimate(
         training_s=epoch_s * params.train.max_epochs,

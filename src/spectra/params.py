@@ -140,6 +140,7 @@ class SpectrumParams(Section):
     rtol: PositiveFloat = 1e-3
     max_products: PositiveInt = 5000
     solver: Literal["lanczos", "eigsh"] = "lanczos"
+    product: Literal["fused", "autodiff"] = "fused"
 
 
 class ArtifactParams(Section):

@@ -22,8 +22,8 @@ from spectra.params import Params, digest
 # Files whose text decides numbers. A change to any makes earlier results another code's.
 _NUMERICS = (
     "activations.py", "backprop.py", "mlp.py", "objective.py", "runtime.py", "train.py",
-    "curvature/arpack.py", "curvature/eigen.py", "curvature/lanczos.py", "curvature/operator.py",
-    "curvature/spectrum.py",
+    "curvature/arpack.py", "curvature/eigen.py", "curvature/inputs.py", "curvature/lanczos.py",
+    "curvature/mlp_operator.py", "curvature/operator.py", "curvature/spectrum.py",
 )  # fmt: skip
 
 

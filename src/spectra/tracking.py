@@ -21,8 +21,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,8 +33,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-SWEEP, ENTRY, KIND = "spectra.sweep", "spectra.digest", "spectra.kind"
+SWEEP, ENTRY, KIND, FOLDER = (
+    "spectra.sweep", "spectra.digest", "spectra.kind", "spectra.folder"
+)  # fmt: skip
 _PARENT = "mlflow.parentRunId"
+_NOTE = (
+    "One child run a strength. Here every metric has the strength's place in the sweep as its "
+    "step. To plot against `l2` or to see more than ten strengths, select the children, choose "
+    "*Show all runs* in the chart view, and compare."
+)
 _BATCH = 1000  # MLflow takes at most a thousand metrics a call
 
 
@@ -119,6 +126,22 @@ class NoTracker:
         """Nothing is closed."""
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what the store trips over in the middle of a sweep into one line with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException | OSError):
+            raise
+        raise StorageError(
+            f"MLflow did not take a run: {_first_line(error)}; finished strengths are kept, the "
+            "next run logs them, or switch tracking off with --no-track"
+        ) from None
+
+
 class MlflowTracker:
     """Logs to MLflow.
 
@@ -142,10 +165,9 @@ class MlflowTracker:
             self._client: MlflowClient = MlflowClient(tracking_uri=chosen)
             self._experiment = self._find_or_create(experiment, chosen)
         except Exception as error:  # of MLflow, SQLAlchemy, a driver that is missing
-            first = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise StorageError(
-                f"the MLflow store {chosen} cannot be opened: {first}; correct tracking.uri or "
-                "switch tracking off with --no-track"
+                f"the MLflow store {chosen} cannot be opened: {_first_line(error)}; correct "
+                "tracking.uri or switch tracking off with --no-track"
             ) from None
         local = chosen.startswith("sqlite:///")
         look = (
@@ -158,6 +180,7 @@ class MlflowTracker:
         self.where = f"{look}, experiment '{experiment}'"
         self._parent: str | None = None
 
+    @_explained()
     def begin(
         self,
         *,
@@ -169,10 +192,16 @@ class MlflowTracker:
     ) -> set[str]:
         """See `Tracker.begin`."""
         parents = self._search(f"tags.`{SWEEP}` = '{key}' AND tags.`{KIND}` = 'sweep'")
+        # The caller holds the folder: what still runs there with other parameters was killed.
+        for run in self._search(f"tags.`{KIND}` = 'sweep' AND attributes.status = 'RUNNING'"):
+            same = FOLDER in tags and run.data.tags.get(FOLDER) == tags[FOLDER]
+            if same and run.data.tags.get(SWEEP) != key:
+                self._client.set_terminated(run.info.run_id, "KILLED")
         unfinished = [run for run in parents if run.info.status != "FINISHED"]
         candidates = unfinished or ([] if fresh else parents)
         if not candidates:
-            self._parent = self._create(name, {**tags, SWEEP: key, KIND: "sweep"})
+            marks = {SWEEP: key, KIND: "sweep", "mlflow.note.content": _NOTE}
+            self._parent = self._create(name, {**tags, **marks})
             self._log_params(self._parent, params)
             return set()
         parent, *others = candidates
@@ -190,6 +219,7 @@ class MlflowTracker:
                 self._client.delete_run(child.info.run_id)
         return done
 
+    @_explained()
     def log(self, work: Logged, *, step: int | None = None) -> None:
         """See `Tracker.log`."""
         from mlflow.entities import Metric
@@ -219,6 +249,7 @@ class MlflowTracker:
             shown = [Metric(k, v, now, step) for k, v in final.items() if "eigenvalue" not in k]
             self._client.log_batch(self._parent, metrics=shown)
 
+    @_explained()
     def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
         """See `Tracker.end`."""
         from mlflow.entities import Metric
@@ -237,15 +268,20 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
+        location = None
         if uri.startswith("sqlite:///"):
             database = Path(uri.removeprefix("sqlite:///")).absolute()
             location = (database.parent / "mlruns" / name.replace("/", "_")).as_uri()
-            return str(self._client.create_experiment(name, artifact_location=location))
-        return str(self._client.create_experiment(name))
+        # The kind makes the interface open on runs and charts, not on language-model traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
 
     def _create(self, name: str, tags: Mapping[str, str], start: int | None = None) -> str:
         run = self._client.create_run(
-            self._experiment, run_name=name, tags=dict(tags), start_time=start
+            self._experiment,
+            run_name=name,
+            tags={"mlflow.source.name": "spectra", "mlflow.source.type": "LOCAL", **tags},
+            start_time=start,
         )
         return str(run.info.run_id)
 
@@ -268,17 +304,26 @@ class MlflowTracker:
                 return found
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _probe(uri: str) -> None:
     """Fail at once where SQLite cannot be opened: MLflow tries for a hundred seconds, loudly."""
     name = uri.removeprefix("sqlite:///").partition("?")[0]
     if uri.startswith("sqlite:///") and name:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(name)) as database:
             database.execute("PRAGMA schema_version")
 
 
 def _quiet_migrations() -> None:
-    """Keep the store's schema migrations from writing forty lines at the first run."""
+    """Keep the store's schema migrations from writing forty lines at the first run.
+
+    Nor shall the store write the traceback of an error that it then raises.
+    """
     import logging
 
-    for name in ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
+    for name in ("alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

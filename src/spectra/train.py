@@ -138,16 +138,18 @@ def _one_pass(
     generator: torch.Generator,
     optimizer: torch.optim.Optimizer,
 ) -> None:
+    order = torch.randperm(len(data.labels_N), generator=generator).to(data.labels_N.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(how.threads)
-    order = torch.randperm(len(data.labels_N), generator=generator).to(data.labels_N.device)
-    for batch in order.split(how.batch_size):
-        gradient_P = gradient(
-            data.inputs_ND.index_select(0, batch), data.labels_N.index_select(0, batch)
-        )
-        penalty.add_gradient_(gradient_P, theta_P)
-        optimizer.step()
-    torch.set_num_threads(threads)
+    try:
+        for batch in order.split(how.batch_size):
+            gradient_P = gradient(
+                data.inputs_ND.index_select(0, batch), data.labels_N.index_select(0, batch)
+            )
+            penalty.add_gradient_(gradient_P, theta_P)
+            optimizer.step()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _measure(

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spectra import artifacts, data, mlp, runtime
+from spectra.curvature.inputs import Inputs, inputs_of
+from spectra.curvature.mlp_operator import CHUNK
 from spectra.errors import ParameterError, WeightsError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
@@ -51,6 +54,11 @@ class Workbench:
     def optimisation(self) -> Optimisation:
         """The `train` parameters."""
         return Optimisation(**self.params.train.model_dump())
+
+    @cached_property
+    def listed_inputs(self) -> list[Inputs]:
+        """The training inputs in the chunks of the fused product, listed once a process."""
+        return inputs_of(self.train_set.inputs_ND, CHUNK)
 
     def penalty(self, l2: float) -> L2Penalty:
         """The penalty at a strength, in the convention and around the point asked for."""

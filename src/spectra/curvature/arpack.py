@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from spectra.curvature.eigen import EigenPairs, Floats, certified, check_count
 from spectra.curvature.operator import MatVec
@@ -84,13 +85,16 @@ def leading_eigenpairs_arpack(
             shifted,
             off(second_P),
             k=1,
-            basis=min(dim - found, 20),
+            basis=min(dim, 20),
             tol=rtol / 2,
             budget=max_products,
         )
         vectors_KP = np.concatenate([vectors_KP, lowest_P])
     rows = torch.from_numpy(np.ascontiguousarray(vectors_KP)).to(device or "cpu")
-    return certified(matvec, rows, k=found, rtol=rtol, spent=spent)
+    pairs = certified(matvec, rows, k=found, rtol=rtol, spent=spent)
+    if found < k:  # what is missing may lie lower
+        return replace(pairs, smallest=replace(pairs.smallest, converged=False))
+    return pairs
 
 
 def _search(
@@ -112,4 +116,11 @@ def _search(
         )
     except ArpackNoConvergence as stopped:
         values, vectors = stopped.eigenvalues, stopped.eigenvectors
+    except ArpackError as refused:
+        if "error -9" not in str(refused):
+            raise
+        # The operator maps the random start to zero, so it is zero where it is searched.
+        block = np.random.default_rng(0).standard_normal((len(start_P), k)).astype(start_P.dtype)
+        block[:, 0] = start_P
+        values, vectors = np.zeros(k), np.linalg.qr(block)[0]
     return np.asarray(values), np.ascontiguousarray(np.asarray(vectors).T)

@@ -67,6 +67,7 @@ class Lanczos:
         self._projection_JJ = np.zeros((self.capacity, self.capacity))
         self._next_P = start_P / start_P.norm()
         self._coupling = 0.0
+        self._given_up: list[NDArray[np.float64]] = []
         self._scale = 0.0
         self.size = 0
         self.products = 0
@@ -115,12 +116,26 @@ class Lanczos:
             self._coupling = after
             self._next_P = rest_P / after
 
+    def refresh(self) -> None:
+        """Go on from a fresh direction: copies of a repeated eigenvalue show in no other way.
+
+        What the basis lacks along the direction given up goes on counting as residual.
+        """
+        given_up_J = np.zeros(self.size)
+        given_up_J[-1] = self._coupling
+        self._given_up.append(given_up_J)
+        self._coupling = 0.0
+        self._next_P = self._fresh()
+
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present basis."""
         # PyTorch's, not NumPy's: a second pool of BLAS threads would spin against the first.
         block_JJ = torch.from_numpy(self._projection_JJ[: self.size, : self.size])
         values_J, coefficients_JJ = (part.numpy() for part in torch.linalg.eigh(block_JJ))
-        return Ritz(values_J, coefficients_JJ, self._coupling * np.abs(coefficients_JJ[-1]))
+        squares_J = (self._coupling * coefficients_JJ[-1]) ** 2
+        for given_up_J in self._given_up:
+            squares_J += (given_up_J @ coefficients_JJ[: len(given_up_J)]) ** 2
+        return Ritz(values_J, coefficients_JJ, np.sqrt(squares_J))
 
     def vectors(self, coefficients_JK: NDArray[np.float64]) -> Tensor:
         """Ritz vectors as rows (K, P), orthonormal to round-off."""
@@ -135,6 +150,10 @@ class Lanczos:
             keep: Indices of those kept, fewer than the capacity.
         """
         vectors_KP = self.vectors(ritz.coefficients_JJ[:, keep])
+        self._given_up = [
+            given_up_J @ ritz.coefficients_JJ[: len(given_up_J), keep]
+            for given_up_J in self._given_up
+        ]
         self.size = len(keep)
         self._basis_JP[: self.size] = vectors_KP
         self._projection_JJ[:] = 0.0

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,26 @@ from spectra.errors import NonFiniteError
 
 MatVec = Callable[[Tensor], Tensor]
 """`v_P -> (Hv)_P`: symmetric, linear and deterministic."""
+
+
+class Hessian(Protocol):
+    """A mean loss at a point θ, with its gradient and its curvature as products.
+
+    Attributes:
+        dim: P.
+        loss: The mean loss at θ.
+        gradient_P: Its gradient.
+        products: How many products have been computed.
+    """
+
+    dim: int
+    loss: float
+    gradient_P: Tensor
+    products: int
+
+    def __call__(self, v_P: Tensor) -> Tensor:
+        """The product Hv, of v's shape (P,)."""
+
 
 LossSum = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(θ_P, inputs, targets) -> scalar`: a loss summed over the examples of a chunk."""

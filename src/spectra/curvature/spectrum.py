@@ -9,7 +9,7 @@ Letters: P parameters, K pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from spectra.curvature.arpack import leading_eigenpairs_arpack
 from spectra.curvature.eigen import EigenPairs, leading_eigenpairs
-from spectra.curvature.operator import AutodiffHessian
-from spectra.objective import L2Penalty, Logits, cross_entropy_sum
+from spectra.curvature.operator import Hessian
+from spectra.objective import L2Penalty
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ class Spectrum:
 
 
 def spectrum(
-    logits: Logits,
+    hessian: Hessian,
     theta_P: Tensor,
-    chunks: Iterable[tuple[Tensor, Tensor]],
     *,
     penalty: L2Penalty,
     k: int,
@@ -58,24 +57,20 @@ def spectrum(
     """Compute the spectrum of the mean cross-entropy at θ.
 
     Args:
-        logits: The network, `(θ_P, inputs) -> (N, C)`.
-        theta_P: The point; its dtype and device are used throughout.
-        chunks: (inputs, labels) that together are the data.
+        hessian: That of the mean cross-entropy at θ.
+        theta_P: The point; its dtype and device are those of the vectors.
         penalty: The L2 term of the objective.
         k: Leading pairs wanted.
         rtol: Relative residual at which a pair has converged.
         max_products: Bound on products.
         solver: "lanczos" or "eigsh".
-        generator: Gives the solvers' start vectors; on the CPU.
+        generator: Gives the solver's start vector; on the CPU.
         on_product: Told the running number of products.
 
     Raises:
         ValueError: `k` is not in 1..P−1.
-        NonFiniteError: The loss, gradient or a product is NaN or infinite.
+        NonFiniteError: A product is NaN or infinite.
     """
-    hessian = AutodiffHessian(
-        lambda theta, x, y: cross_entropy_sum(logits(theta, x), y), theta_P, chunks
-    )
 
     def matvec(v_P: Tensor) -> Tensor:
         on_product(hessian.products + 1)
@@ -83,9 +78,15 @@ def spectrum(
 
     solve = leading_eigenpairs if solver == "lanczos" else leading_eigenpairs_arpack
     pairs = solve(
-        matvec, dim=hessian.dim, k=k, rtol=rtol, max_products=max_products,
-        generator=generator, dtype=theta_P.dtype, device=theta_P.device,
-    )  # fmt: skip
+        matvec,
+        dim=hessian.dim,
+        k=k,
+        rtol=rtol,
+        max_products=max_products,
+        generator=generator,
+        dtype=theta_P.dtype,
+        device=theta_P.device,
+    )
     return Spectrum(
         loss=hessian.loss,
         objective=hessian.loss + penalty.value(theta_P),

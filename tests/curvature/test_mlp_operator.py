@@ -1,0 +1,130 @@
+"""The fused product against dense Hessians, and against differentiating twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import oracles
+from spectra.activations import ACTIVATIONS
+from spectra.curvature.inputs import SparseInputs, inputs_of
+from spectra.curvature.mlp_operator import MlpHessian
+from spectra.curvature.operator import AutodiffHessian
+from spectra.errors import NonFiniteError
+from spectra.mlp import Mlp
+from spectra.objective import cross_entropy_sum
+
+BACKGROUND = -0.4242
+
+
+def problem(
+    widths: tuple[int, ...], examples: int, *, sparse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random weights and data in float64; sparse data are mostly background, one input wholly."""
+    draw = torch.Generator().manual_seed(21)
+    theta_P = 0.8 * torch.randn(Mlp(widths).dim, generator=draw, dtype=torch.float64)
+    x = torch.randn(examples, widths[0], generator=draw, dtype=torch.float64).abs()
+    if sparse:
+        x[torch.rand(x.shape, generator=draw) < 0.8] = BACKGROUND
+        x[:, 2] = BACKGROUND
+    return theta_P, x, torch.randint(0, widths[-1], (examples,), generator=draw)
+
+
+def dense_gauss_newton(
+    widths: tuple[int, ...], activation: str, theta_P: Tensor, x: Tensor
+) -> Tensor:
+    """Jᵀ (diag p − p pᵀ) J / N from the Jacobian of the oracle's own scores."""
+    J_NCP = torch.func.jacrev(lambda theta: oracles.logits(widths, activation, theta, x))(theta_P)
+    p_NC = torch.softmax(oracles.logits(widths, activation, theta_P, x), dim=1)
+    output_NCC = torch.diag_embed(p_NC) - p_NC[:, :, None] * p_NC[:, None, :]
+    return torch.einsum("nap,nab,nbq->pq", J_NCP, output_NCC, J_NCP) / len(x)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [(6, 3), (6, 4, 3), (6, 4, 5, 3), (6, 3, 2, 4, 3)], ids=str)
+def test_products_equal_the_dense_hessian(widths: tuple[int, ...], activation: str, sparse: bool):
+    """Every column, to round-off, for no to three hidden layers and ragged chunks."""
+    theta_P, x, y = problem(widths, 11, sparse=sparse)
+    loss = oracles.mean_loss(widths, activation, x, y)
+    H_PP = oracles.dense_hessian(loss, theta_P)
+
+    hessian = MlpHessian(Mlp(widths, activation), theta_P, x, y, chunk=4, threads=2)
+    actual_PP = hessian.block(torch.eye(len(theta_P), dtype=torch.float64))
+
+    assert H_PP.abs().max() > 0.1
+    torch.testing.assert_close(actual_PP, H_PP, rtol=1e-11, atol=1e-13)
+    assert hessian.loss == pytest.approx(float(loss(theta_P)), rel=1e-13)
+    expected_P = oracles.gradient(loss, theta_P)
+    torch.testing.assert_close(hessian.gradient_P, expected_P, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gauss_newton_equals_its_definition(activation: str):
+    """And is positive semi-definite, which the Hessian here is not."""
+    widths = (6, 4, 5, 3)
+    theta_P, x, y = problem(widths, 11, sparse=True)
+    G_PP = dense_gauss_newton(widths, activation, theta_P, x)
+    identity_PP = torch.eye(len(theta_P), dtype=torch.float64)
+    mlp = Mlp(widths, activation)
+
+    actual_PP = MlpHessian(mlp, theta_P, x, y, chunk=4, gauss_newton=True).block(identity_PP)
+    H_PP = MlpHessian(mlp, theta_P, x, y, chunk=4).block(identity_PP)
+
+    torch.testing.assert_close(actual_PP, G_PP, rtol=1e-11, atol=1e-13)
+    assert torch.linalg.eigvalsh(actual_PP)[0] > -1e-13
+    assert torch.linalg.eigvalsh(H_PP)[0] < -1e-3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 3, 10, 11, 500])
+def test_chunks_and_threads_only_reorder_sums(chunk: int, threads: int):
+    """More threads than chunks included."""
+    widths = (6, 4, 3)
+    theta_P, x, y = problem(widths, 11, sparse=True)
+    v_P = torch.linspace(-1, 1, len(theta_P), dtype=torch.float64)
+    H_PP = oracles.dense_hessian(oracles.mean_loss(widths, "sigmoid", x, y), theta_P)
+
+    hessian = MlpHessian(Mlp(widths), theta_P, x, y, chunk=chunk, threads=threads)
+
+    torch.testing.assert_close(hessian(v_P), H_PP @ v_P, rtol=1e-11, atol=1e-13)
+    assert hessian.products == 1
+    assert torch.equal(hessian(v_P), hessian(v_P))
+
+
+def test_float32_stays_within_its_round_off(digits: tuple[Tensor, Tensor]):
+    """784-128-128-10 on real digits: as near to float64 as differentiating twice is."""
+    x, y = digits
+    mlp = Mlp((784, 128, 128, 10))
+    draw = torch.Generator().manual_seed(3)
+    theta_P = 3 * mlp.initial(draw, torch.float64)
+    v_P = torch.randn(mlp.dim, generator=draw, dtype=torch.float64)
+    exact_P = MlpHessian(mlp, theta_P, x.double(), y, chunk=700)(v_P)
+
+    def error(product_P: Tensor) -> float:
+        return float((product_P.double() - exact_P).norm() / exact_P.norm())
+
+    twice = AutodiffHessian(
+        lambda theta, a, b: cross_entropy_sum(mlp.logits(theta, a), b),
+        theta_P,
+        zip(x.double().split(1000), y.split(1000), strict=True),
+    )
+    single = MlpHessian(mlp, theta_P.float(), x.float(), y, chunk=700, threads=2)
+    single_twice = AutodiffHessian(
+        lambda theta, a, b: cross_entropy_sum(mlp.logits(theta, a), b),
+        theta_P.float(),
+        zip(x.float().split(1000), y.split(1000), strict=True),
+    )
+
+    assert error(twice(v_P)) < 1e-13
+    assert isinstance(inputs_of(x.float(), 700)[0], SparseInputs)
+    assert error(single(v_P.float())) < 2 * error(single_twice(v_P.float())) < 1e-5
+
+
+def test_no_examples_and_weights_that_are_not_finite_are_refused():
+    theta_P, x, y = problem((6, 4, 3), 11, sparse=False)
+    with pytest.raises(ValueError, match="at least one example"):
+        MlpHessian(Mlp((6, 4, 3)), theta_P, x[:0], y[:0])
+    with pytest.raises(NonFiniteError):
+        MlpHessian(Mlp((6, 4, 3)), theta_P * torch.inf, x, y)
