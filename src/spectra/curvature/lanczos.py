@@ -1,9 +1,15 @@
 """The Lanczos process with full reorthogonalisation and thick restarts.
 
-A Krylov basis grows by one product a step. The projection of the operator onto the basis is
-kept as a full symmetric matrix, measured and not assumed tridiagonal; that makes three things
-one: an ordinary step, a thick restart (after which the projection is an arrowhead), and a fresh
-direction after the Krylov space is exhausted.
+A Krylov basis Q grows by one product a step. With B = QᵀHQ the images of the basis are
+
+    H Q = Q B + Σ_i d_i c_iᵀ,
+
+where the d_i are directions that wait to join the basis: one in the ordinary process, two or
+more once a fresh start has been added, as in the band Lanczos process. B is kept as a full
+symmetric matrix, measured and not assumed tridiagonal. That makes three things one: an ordinary
+step, a thick restart (after which B is an arrowhead), and a fresh direction after the Krylov
+space is exhausted or to look for copies of an eigenvalue, of which a Krylov space from one start
+holds only one.
 
 Every new vector is orthogonalised against the whole basis, twice if once took away much of it
 ("twice is enough"). Without this, converged eigenvalues come back as copies: a solver of this
@@ -12,7 +18,8 @@ field returned the largest one seven times among thirty.
 Letters: P rows of the operator, J vectors in the basis.
 
 Source: K. Wu, H. Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems,
-SIAM J. Matrix Anal. Appl. 22 (2000) 602-616; B. N. Parlett, The Symmetric Eigenvalue Problem
+SIAM J. Matrix Anal. Appl. 22 (2000) 602-616; A. Ruhe, Implementation aspects of band Lanczos
+algorithms, Math. Comp. 33 (1979) 680-687; B. N. Parlett, The Symmetric Eigenvalue Problem
 (SIAM, 1998), ch. 6 and 13.
 """
 
@@ -65,10 +72,9 @@ class Lanczos:
         # Rows are allocated as they are used: a converged process never touches the rest.
         self._basis_JP = start_P.new_empty((self.capacity, start_P.numel()))
         self._projection_JJ = np.zeros((self.capacity, self.capacity))
-        self._next_P = start_P / start_P.norm()
-        self._coupling = 0.0
-        self._given_up: list[NDArray[np.float64]] = []
+        self._waiting = [_Direction(start_P / start_P.norm(), np.zeros(0))]
         self._scale = 0.0
+        self.dim = start_P.numel()
         self.size = 0
         self.products = 0
         self.exhausted = 0
@@ -81,19 +87,23 @@ class Lanczos:
     @property
     def complete(self) -> bool:
         """Whether the basis spans the whole space."""
-        return self.size >= int(self._next_P.numel())
+        return self.size == self.dim
 
     def step(self) -> None:
-        """Add a vector to the basis: one product.
+        """Add the next direction to the basis: one product.
+
+        What it leaves over joins those that wait, at the end: one that waited for good, however
+        weakly coupled, would hide what lies along it from all that come after.
 
         Raises:
             NonFiniteError: The product is NaN or infinite.
         """
         assert not self.full
         j = self.size
-        self._basis_JP[j] = self._next_P
+        direction_P = self._waiting.pop(0).vector_P
+        self._basis_JP[j] = direction_P
         self.size += 1
-        image_P = self._matvec(self._next_P)
+        image_P = self._matvec(direction_P)
         self.products += 1
         before = float(image_P.norm())
         if not np.isfinite(before):
@@ -102,39 +112,37 @@ class Lanczos:
                 "scale or use runtime.dtype: float64"
             )
         self._scale = max(self._scale, before)
-        rest_P, column_J, after = self._off_basis(image_P, before)
+        rest_P, column_J, waiting, after = self._off_basis(image_P, before)
         self._projection_JJ[j, : j + 1] = self._projection_JJ[: j + 1, j] = column_J
+        for other, part in zip(self._waiting, waiting, strict=True):
+            other.coefficients_J = np.append(other.coefficients_J, part)
         # What is left below the round-off of the product is not a direction.
-        round_off = 4 * torch.finfo(image_P.dtype).eps * self._scale
+        if after > 4 * torch.finfo(image_P.dtype).eps * self._scale:
+            coefficients_J = np.append(np.zeros(j), after)
+            left_over = _Direction(rest_P / after, coefficients_J)
+            self._waiting.append(left_over)
         if self.complete:
-            self._coupling = 0.0
-        elif after <= round_off:
+            self._waiting.clear()
+        elif not self._waiting:
             self.exhausted += 1
-            self._coupling = 0.0
-            self._next_P = self._fresh()
-        else:
-            self._coupling = after
-            self._next_P = rest_P / after
+            self.refresh()
 
     def refresh(self) -> None:
-        """Go on from a fresh direction: copies of a repeated eigenvalue show in no other way.
-
-        What the basis lacks along the direction given up goes on counting as residual.
-        """
-        given_up_J = np.zeros(self.size)
-        given_up_J[-1] = self._coupling
-        self._given_up.append(given_up_J)
-        self._coupling = 0.0
-        self._next_P = self._fresh()
+        """Put a fresh direction first: copies of a repeated eigenvalue show in no other way."""
+        vector_P = torch.randn(self.dim, generator=self._generator, dtype=self._basis_JP.dtype).to(
+            self._basis_JP.device
+        )
+        rest_P, _, _, norm = self._off_basis(vector_P, float(vector_P.norm()))
+        self._waiting.insert(0, _Direction(rest_P / norm, np.zeros(self.size)))
 
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present basis."""
         # PyTorch's, not NumPy's: a second pool of BLAS threads would spin against the first.
         block_JJ = torch.from_numpy(self._projection_JJ[: self.size, : self.size])
         values_J, coefficients_JJ = (part.numpy() for part in torch.linalg.eigh(block_JJ))
-        squares_J = (self._coupling * coefficients_JJ[-1]) ** 2
-        for given_up_J in self._given_up:
-            squares_J += (given_up_J @ coefficients_JJ[: len(given_up_J)]) ** 2
+        squares_J = np.zeros(self.size)
+        for direction in self._waiting:
+            squares_J += (direction.coefficients_J @ coefficients_JJ) ** 2
         return Ritz(values_J, coefficients_JJ, np.sqrt(squares_J))
 
     def vectors(self, coefficients_JK: NDArray[np.float64]) -> Tensor:
@@ -150,10 +158,8 @@ class Lanczos:
             keep: Indices of those kept, fewer than the capacity.
         """
         vectors_KP = self.vectors(ritz.coefficients_JJ[:, keep])
-        self._given_up = [
-            given_up_J @ ritz.coefficients_JJ[: len(given_up_J), keep]
-            for given_up_J in self._given_up
-        ]
+        for direction in self._waiting:
+            direction.coefficients_J = direction.coefficients_J @ ritz.coefficients_JJ[:, keep]
         self.size = len(keep)
         self._basis_JP[: self.size] = vectors_KP
         self._projection_JJ[:] = 0.0
@@ -161,24 +167,32 @@ class Lanczos:
 
     def _off_basis(
         self, vector_P: Tensor, norm: float
-    ) -> tuple[Tensor, NDArray[np.float64], float]:
-        """A vector without its part in the basis, that part's coefficients, and the norm left."""
+    ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64], float]:
+        """A vector without its parts in the basis and along the directions that wait.
+
+        Returns:
+            The rest, the coefficients of both kinds of parts, and the norm of the rest.
+        """
         basis_JP = self._basis_JP[: self.size]
-        total_J = np.zeros(self.size)
+        inside_J, waiting = np.zeros(self.size), np.zeros(len(self._waiting))
         for _ in range(3):
             part_J = basis_JP @ vector_P
             vector_P = torch.addmv(vector_P, basis_JP.t(), part_J, alpha=-1)
-            total_J += part_J.double().cpu().numpy()
+            inside_J += part_J.double().cpu().numpy()
+            for i, direction in enumerate(self._waiting):
+                part = float(direction.vector_P @ vector_P)
+                vector_P = vector_P - part * direction.vector_P
+                waiting[i] += part
             after = float(vector_P.norm())
             if after > norm / np.sqrt(2):
                 break
             norm = after
-        return vector_P, total_J, after
+        return vector_P, inside_J, waiting, after
 
-    def _fresh(self) -> Tensor:
-        """A random unit vector orthogonal to the basis."""
-        drawn_P = torch.randn(
-            self._next_P.numel(), generator=self._generator, dtype=self._next_P.dtype
-        ).to(self._next_P.device)
-        rest_P, _, norm = self._off_basis(drawn_P, float(drawn_P.norm()))
-        return rest_P / norm
+
+@dataclass
+class _Direction:
+    """A unit vector off the basis, and its coefficients in the images of the basis vectors."""
+
+    vector_P: Tensor
+    coefficients_J: NDArray[np.float64]
