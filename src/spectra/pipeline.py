@@ -11,19 +11,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from spectra import artifacts, data, estimate, plan, provenance, report, solve
+from spectra import artifacts, data, estimate, plan, report, runs, solve
 from spectra.artifacts import Record, Store
 from spectra.curvature.spectrum import Spectrum
 from spectra.errors import UsageError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
-from spectra.params import Params, digest, flatten
+from spectra.params import Params
 from spectra.plan import Plan, Task
 from spectra.progress import Progress
 from spectra.report import Drawn
-from spectra.tracking import Logged, Tracker
+from spectra.tracking import Tracker
 from spectra.train import Trained
 from spectra.workbench import Workbench, open_bench
 
@@ -68,7 +67,6 @@ def train(
 ) -> TrainedFile:
     """Train one network at one strength from its seeded initial weights and save it."""
     bench = open_bench(params, progress.say)
-    bound = plan.decisive(params, data_digest=bench.data_digest, reference_digest=_point(bench))
     key = f"{replicate}-{plan.strength_labels([l2])[l2]}"
     began = time.monotonic()
     progress.begin(key, epochs=params.train.max_epochs)
@@ -78,20 +76,9 @@ def train(
     name = artifacts.weights_name(key)
     state = bench.network.state_dict(trained.theta_P)
     Store(out).write(name, [artifacts.state_dict_bytes(state)])
-    best = trained.best
     tracker.log(
-        Logged(
-            name=f"train {key}",
-            digest=digest(bound, {"replicate": replicate, "l2": l2}),
-            params={**flatten(params), "l2": l2, "replicate": replicate},
-            metrics={
-                "l2": l2, "train_loss": best.cross_entropy, "objective": best.objective,
-                "train_accuracy": best.accuracy, "test_loss": best.test_cross_entropy,
-                "test_accuracy": best.test_accuracy, "theta_norm": best.theta_norm,
-            },
-            series=_series([vars(epoch) for epoch in trained.history]),
-            files=[out / name],
-            tags=provenance.tags(bench.data_digest, digest(bound)),
+        runs.training_run(
+            params, bench, trained, replicate=replicate, l2=l2, file=out / name,
             seconds=time.monotonic() - began,
         )
     )  # fmt: skip
@@ -146,7 +133,7 @@ def sweep(
     began = time.monotonic()
     bench = open_bench(params, progress.say)
     solve.check_pairs(bench, bench.network)  # before hours of training
-    laid = plan.plan(params, data_digest=bench.data_digest, reference_digest=_point(bench))
+    laid = plan.plan(params, data_digest=bench.data_digest, reference_digest=bench.reference_digest)
     store = Store(Path(params.artifacts.out))
     with store.held():
         done = _settle(store, laid, replace=replace)
@@ -154,7 +141,7 @@ def sweep(
         left = [task for task in laid.tasks if task.digest not in done]
         if left:
             estimate.announce(bench, store.root, len(left), len(laid.tasks), progress.say)
-        logged = tracker.begin(**_sweep_run(params, laid, store, bench), fresh=not done)
+        logged = tracker.begin(**runs.sweep_run(params, laid, store, bench), fresh=not done)
         progress.sweep(total=len(laid.tasks), done=reused)
         try:
             for step, task in enumerate(laid.tasks):
@@ -167,7 +154,8 @@ def sweep(
                     progress.done(done[task.digest], seconds)
                 if task.digest not in logged:
                     tracker.log(
-                        _strength_run(params, store, done[task.digest], bench, seconds), step=step
+                        runs.strength_run(params, store, done[task.digest], bench, seconds),
+                        step=step,
                     )
             for replicate in laid.chains:
                 store.write_table(replicate, _finished(laid, replicate, done))
@@ -186,10 +174,6 @@ def sweep(
 def draw(params: Params) -> Drawn:
     """Draw the figures and tables of the results that are there."""
     return report.draw(Path(params.artifacts.out), Path(params.artifacts.report))
-
-
-def _point(bench: Workbench) -> str | None:
-    return bench.reference[1] if bench.reference else None
 
 
 def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
@@ -251,81 +235,3 @@ def _do(
 
 def _finished(laid: Plan, replicate: int, done: Mapping[str, Record]) -> list[Record]:
     return [done[task.digest] for task in laid.chains[replicate] if task.digest in done]
-
-
-def _sweep_run(params: Params, laid: Plan, store: Store, bench: Workbench) -> dict[str, Any]:
-    """What the tracker is told of the parent run."""
-    grid = params.sweep.grid()
-    folder = store.root.resolve()
-    return {
-        "key": digest({"plan": laid.digest, "folder": str(folder)}),
-        "name": f"sweep {len(grid)} strengths {min(grid):g}..{max(grid):g}",
-        "params": flatten(params),
-        "tags": {
-            **provenance.tags(bench.data_digest, laid.digest),
-            "spectra.folder": str(folder),
-        },
-    }
-
-
-def _strength_run(
-    params: Params, store: Store, record: Record, bench: Workbench, seconds: float | None
-) -> Logged:
-    """What the tracker is told of one strength."""
-    key = f"{record.replicate}-{record.label}"
-    row = record.row
-    metrics = {
-        "l2": record.l2,
-        **{_METRICS[column]: float(value) for column, value in row.items() if column in _METRICS},
-        **{f"eigenvalue_{i:02d}": v for i, v in enumerate(record.eigenvalues, start=1)},
-        **{f"residual_{i:02d}": v for i, v in enumerate(record.residuals, start=1)},
-    }
-    vectors = artifacts.eigenvectors_name(key, params.artifacts.eigenvectors)
-    files = [
-        artifacts.eigenvalues_name(key),
-        artifacts.weights_name(key),
-        artifacts.manifest_name(key),
-    ]
-    tags = provenance.tags(bench.data_digest, record.digest)
-    if vectors in record.files:
-        tags |= {
-            "spectra.eigenvectors": str((store.root / vectors).resolve()),
-            "spectra.eigenvectors.sha256": str(record.files[vectors]["sha256"]),
-        }
-        if params.tracking.log_eigenvectors:
-            files.append(vectors)
-    return Logged(
-        name=f"{record.replicate} L2={record.label}",
-        digest=record.digest,
-        params={**flatten(params), "l2": record.l2, "replicate": record.replicate},
-        metrics=metrics,
-        series=_series(store.history(record)),
-        files=[store.root / name for name in files],
-        tags=tags,
-        seconds=seconds,
-    )
-
-
-_METRICS = {
-    "Train_Loss": "train_loss",
-    "Train_Reg_Loss": "objective",
-    "Test_Loss": "test_loss",
-    "Test_Accuracy": "test_accuracy",
-    "Train_Accuracy": "train_accuracy",
-    "theta_norm": "theta_norm",
-    "gradient_norm": "gradient_norm",
-    "gradient_norm_ce": "gradient_norm_ce",
-    "lambda_max": "lambda_max",
-    "lambda_min": "lambda_min",
-    "worst_residual": "worst_residual",
-    "converged": "converged",
-    "products": "products",
-    "epochs": "epochs",
-    "best_epoch": "best_epoch",
-}
-
-
-def _series(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Per-epoch numbers by name; the prefix groups them in the tracker's charts."""
-    names = [name for name in history[0] if name != "epoch"]
-    return {f"epoch/{name}": [epoch[name] for epoch in history] for name in names}

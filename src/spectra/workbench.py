@@ -55,6 +55,11 @@ class Workbench:
         """The `train` parameters."""
         return Optimisation(**self.params.train.model_dump())
 
+    @property
+    def reference_digest(self) -> str | None:
+        """SHA-256 of the reference point's file, if there is one."""
+        return self.reference[1] if self.reference else None
+
     @cached_property
     def listed_inputs(self) -> list[Inputs]:
         """The training inputs in the chunks of the fused product, listed once a process."""
