@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import spectra
+from spectra.curvature.eigen import EigenPairs
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "src" / "spectra").rglob("*.py"))
@@ -128,3 +129,21 @@ def test_the_supported_pythons_agree():
     assert 'python_version = "3.10"' in project
     assert "(3, 10)" in text("Makefile")
     assert sys.version_info >= (3, 10)
+
+
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]):
+    """The convolutional example, as it stands: ten converged values and the smallest."""
+    (example,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
+        if "AutodiffHessian" in block
+    )
+    names: dict[str, object] = {}
+
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102 - our own text
+
+    pairs = names["pairs"]
+    assert isinstance(pairs, EigenPairs)
+    assert pairs.values_K.shape == (10,)
+    assert pairs.converged_K.all()
+    assert capsys.readouterr().out
