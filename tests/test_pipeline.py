@@ -703,3 +703,18 @@ def test_an_oracle_agrees_that_the_digits_are_the_digits(digits: tuple[Tensor, T
     """The tests above rest on inputs that did not come through the package."""
     assert digits[0].shape == (2500, 784)
     assert torch.equal(digits[0], oracles.sample_digits()[0])
+
+
+def test_the_strength_of_a_result_is_known_beyond_its_rounded_name(tiny: Tiny, tmp_path: Path):
+    """A sole strength of 1e-6 is called 0.00000; the manifest beside the weights tells it."""
+    params = tiny(artifacts__out=str(tmp_path / "all"), sweep__strengths=[1e-6])
+    sweep(params)
+    weights = tmp_path / "all" / "model_weights-1-0.00000.pth"
+    (tmp_path / weights.name).write_bytes(weights.read_bytes())
+
+    known, alone = (
+        pipeline.spectrum(params, weights=file, l2=None, out=tmp_path / "out", progress=Silent())
+        for file in (weights, tmp_path / weights.name)
+    )
+
+    assert (known.l2, alone.l2) == (1e-6, 0.0)

@@ -21,7 +21,7 @@ OTHER = {
     "train.max_epochs": 7, "train.patience": 7, "train.monitor": "cross_entropy",
     "train.threads": 7, "sweep.protocol": "independent", "spectrum.k": 7, "spectrum.rtol": 0.5,
     "spectrum.max_products": 7, "spectrum.solver": "eigsh",
-        "spectrum.product": "autodiff", "runtime.seed": 7,
+    "spectrum.product": "autodiff", "runtime.seed": 7,
     "runtime.device": "auto", "runtime.dtype": "float64", "runtime.threads": 7,
     "data.mean": 0.5, "data.std": 0.5, "artifacts.eigenvectors": "npy",
 }  # fmt: skip

@@ -84,6 +84,11 @@ class Record:
     parameters: Mapping[str, Any]
     files: Mapping[str, Mapping[str, str | int]]
 
+    @property
+    def key(self) -> str:
+        """`{ID}-{L2}`, as in file names."""
+        return f"{self.replicate}-{self.label}"
+
 
 def weights_name(key: str) -> str:
     """The name of the weights file of `{ID}-{L2}`."""
@@ -263,7 +268,7 @@ class Store:
         """Make a result complete: sync the folder, then write its manifest."""
         self._sync()
         text = orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-        self.write(manifest_name(f"{record.replicate}-{record.label}"), [text + b"\n"])
+        self.write(manifest_name(record.key), [text + b"\n"])
         self._sync()
 
     def records(self) -> list[Record]:
@@ -296,7 +301,7 @@ class Store:
 
     def remove(self, record: Record) -> None:
         """Delete a result: its manifest first, so that it is never half there."""
-        key = f"{record.replicate}-{record.label}"
+        key = record.key
         with _explained(self.root):
             for name in (manifest_name(key), *record.files):
                 (self.root / name).unlink(missing_ok=True)
@@ -312,7 +317,7 @@ class Store:
 
     def history(self, record: Record) -> list[dict[str, float]]:
         """The epochs of a result, as history-{ID}-{L2}.csv has them."""
-        text = (self.root / history_name(f"{record.replicate}-{record.label}")).read_text()
+        text = (self.root / history_name(record.key)).read_text()
         header, *lines = text.splitlines()
         names = header.split(",")
         return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]

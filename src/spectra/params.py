@@ -60,7 +60,10 @@ class DataParams(Section):
 class ModelParams(Section):
     """The multilayer perceptron: 784 inputs, `hidden` widths, 10 classes."""
 
-    hidden: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = (128, 128)
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(strict=False)] = (
+        128,
+        128,
+    )
     activation: Activation = "sigmoid"
 
 

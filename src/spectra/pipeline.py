@@ -93,7 +93,9 @@ def spectrum(
     network, theta_P = bench.weights(weights)
     own_name = re.fullmatch(r"model_weights-(\d+-(\d+\.\d+))", weights.stem)
     if l2 is None:
-        l2 = float(own_name[2]) if own_name else 0.0
+        # The name rounds; the manifest beside it, where there is one, does not.
+        told = (r for r in Store(weights.parent).records() if own_name and r.key == own_name[1])
+        l2 = next((r.l2 for r in told), float(own_name[2]) if own_name else 0.0)
     key = own_name[1] if own_name else weights.stem
     penalty = bench.penalty(l2)
     if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
@@ -183,7 +185,7 @@ def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
     """
     wanted = {task.digest: task.key for task in laid.tasks}
     records = [r for r in store.records() if r.replicate in laid.chains]
-    foreign = [r for r in records if wanted.get(r.digest) != f"{r.replicate}-{r.label}"]
+    foreign = [r for r in records if wanted.get(r.digest) != r.key]
     owned = {r.replicate for r in records}
     unknown = [i for i in laid.chains if i not in owned and store.has_table(i)]
     if (foreign or unknown) and not replace:

@@ -87,7 +87,7 @@ def strength_run(
     params: Params, store: Store, record: Record, bench: Workbench, seconds: float | None
 ) -> Logged:
     """What the tracker is told of one strength."""
-    key = f"{record.replicate}-{record.label}"
+    key = record.key
     row = record.row
     metrics = {
         "l2": record.l2,
