@@ -273,16 +273,13 @@ class Store:
 
     def records(self) -> list[Record]:
         """All results whose manifest can be read, in no order that matters."""
-        found = []
-        for path in sorted(self.root.glob("manifest-*.json")):
-            try:
-                content = orjson.loads(path.read_bytes())
-                content["eigenvalues"] = tuple(content["eigenvalues"])
-                content["residuals"] = tuple(content["residuals"])
-                found.append(Record(**content))
-            except (orjson.JSONDecodeError, TypeError, KeyError):
-                continue  # damaged: the strength counts as not done
-        return found
+        read = map(_read_manifest, sorted(self.root.glob(manifest_name("*"))))
+        return [record for record in read if record is not None]
+
+    def record(self, key: str) -> Record | None:
+        """The result `{ID}-{L2}`, or None where its manifest is missing or damaged."""
+        path = self.root / manifest_name(key)
+        return _read_manifest(path) if path.is_file() else None
 
     def intact(self, record: Record) -> bool:
         """Whether every file of a result is there with its size, the weights with their digest.
@@ -329,6 +326,17 @@ class Store:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def _read_manifest(path: Path) -> Record | None:
+    """What a manifest tells; None if it is damaged: the strength then counts as not done."""
+    try:
+        content = orjson.loads(path.read_bytes())
+        content["eigenvalues"] = tuple(content["eigenvalues"])
+        content["residuals"] = tuple(content["residuals"])
+        return Record(**content)
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return None
 
 
 @contextmanager

@@ -94,8 +94,8 @@ def spectrum(
     own_name = re.fullmatch(r"model_weights-(\d+-(\d+\.\d+))", weights.stem)
     if l2 is None:
         # The name rounds; the manifest beside it, where there is one, does not.
-        told = (r for r in Store(weights.parent).records() if own_name and r.key == own_name[1])
-        l2 = next((r.l2 for r in told), float(own_name[2]) if own_name else 0.0)
+        told = Store(weights.parent).record(own_name[1]) if own_name else None
+        l2 = told.l2 if told else float(own_name[2]) if own_name else 0.0
     key = own_name[1] if own_name else weights.stem
     penalty = bench.penalty(l2)
     if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
@@ -185,6 +185,7 @@ def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
     """
     wanted = {task.digest: task.key for task in laid.tasks}
     records = [r for r in store.records() if r.replicate in laid.chains]
+    own = [r for r in records if wanted.get(r.digest) == r.key]
     foreign = [r for r in records if wanted.get(r.digest) != r.key]
     owned = {r.replicate for r in records}
     unknown = [i for i in laid.chains if i not in owned and store.has_table(i)]
@@ -199,7 +200,7 @@ def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
         )
     for record in foreign:
         store.remove(record)
-    return {r.digest: r for r in records if r not in foreign and store.intact(r)}
+    return {r.digest: r for r in own if store.intact(r)}
 
 
 def _difference(foreign: Sequence[Record], laid: Plan) -> str:

@@ -10,7 +10,7 @@ from spectra import artifacts, plan, provenance
 from spectra.artifacts import Record, Store
 from spectra.params import Params, digest, flatten
 from spectra.plan import Plan
-from spectra.tracking import Logged
+from spectra.tracking import FOLDER, Logged
 from spectra.train import Trained
 from spectra.workbench import Workbench
 
@@ -78,7 +78,7 @@ def sweep_run(params: Params, laid: Plan, store: Store, bench: Workbench) -> dic
         "params": flatten(params),
         "tags": {
             **provenance.tags(bench.data_digest, laid.digest),
-            "spectra.folder": str(folder),
+            FOLDER: str(folder),
         },
     }
 

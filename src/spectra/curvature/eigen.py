@@ -126,17 +126,16 @@ def leading_eigenpairs(
         done &= bool(ritz.residuals_J[0] <= max(rtol * last, floor * largest))
         if spent or process.complete:
             break
-        if done and process.products >= until:
+        look = done and process.products >= until
+        if look:
             found_K = np.abs(ritz.values_J[leading_K])
             if believed_K is not None and bool((found_K <= believed_K + bounds_K).all()):
                 break
             believed_K, until = found_K, process.products + _SECOND_LOOK
-            if process.full:
-                process.restart(ritz, _kept(ritz, k, process.capacity))
-            process.refresh()
-            continue
         if process.full:
             process.restart(ritz, _kept(ritz, k, process.capacity))
+        if look:
+            process.refresh()
 
     chosen = [*leading_K, 0] if 0 not in leading_K else list(leading_K)
     vectors_KP = process.vectors(ritz.coefficients_JJ[:, chosen])

@@ -39,7 +39,7 @@ from torch.nn import functional
 
 from spectra.activations import ACTIVATIONS
 from spectra.curvature.inputs import Inputs, inputs_of
-from spectra.errors import NonFiniteError
+from spectra.curvature.operator import check_finite
 from spectra.mlp import Mlp
 
 CHUNK = 1500
@@ -121,11 +121,7 @@ class MlpHessian:
         size = -(-len(self._chunks) // threads)
         self._shares = [self._chunks[i : i + size] for i in range(0, len(self._chunks), size)]
         self._pool = _pool(len(self._shares)) if theta_P.device.type == "cpu" else None
-        if not (torch.isfinite(self.gradient_P).all() and torch.tensor(self.loss).isfinite()):
-            raise NonFiniteError(
-                "the loss or its gradient is not finite at these weights; their scale is too "
-                "large for the dtype, try runtime.dtype: float64"
-            )
+        check_finite(self)
 
     def __call__(self, v_P: Tensor) -> Tensor:
         """The product Hv, of v's shape (P,)."""

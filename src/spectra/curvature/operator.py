@@ -47,6 +47,19 @@ class Hessian(Protocol):
         """The product Hv, of v's shape (P,)."""
 
 
+def check_finite(hessian: Hessian) -> None:
+    """Refuse a point at which there is nothing to differentiate.
+
+    Raises:
+        NonFiniteError: The loss or its gradient is NaN or infinite.
+    """
+    if not (math.isfinite(hessian.loss) and torch.isfinite(hessian.gradient_P).all()):
+        raise NonFiniteError(
+            "the loss or its gradient is not finite at these weights; their scale is too "
+            "large for the dtype, try runtime.dtype: float64"
+        )
+
+
 LossSum = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(θ_P, inputs, targets) -> scalar`: a loss summed over the examples of a chunk."""
 
@@ -92,11 +105,7 @@ class AutodiffHessian:
             raise ValueError("a Hessian of a mean loss needs at least one example, got none")
         self.loss = total / self.examples
         self.gradient_P = torch.stack(self._gradients).detach().sum(0) / self.examples
-        if not (math.isfinite(self.loss) and torch.isfinite(self.gradient_P).all()):
-            raise NonFiniteError(
-                "the loss or its gradient is not finite at these weights; their scale is too "
-                "large for the dtype, try runtime.dtype: float64"
-            )
+        check_finite(self)
 
     def __call__(self, v_P: Tensor) -> Tensor:
         """The product Hv, of v's shape (P,), dtype and device."""
