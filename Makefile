@@ -5,16 +5,19 @@ VENV ?= .venv
 PORT ?= 5000
 # Words for `pip install` on top of the project, for example a checker that only CI needs.
 PIP_EXTRA ?=
+# Words for `python -m benchmarks`, for example --quick.
+BENCH ?=
 
 BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 STAMP := $(VENV)/.spectra-setup
+PEERS := $(VENV)/.spectra-peers
 SMOKE := build/smoke
 
 # So that what runs `spectra` itself, such as DVC, finds this one.
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check smoke sweep ui report clean
+.PHONY: help setup run test test-slow check smoke bench sweep ui report clean
 
 help: ## list the targets
 	@echo 'spectra: make TARGET [PYTHON=python3.12] [VENV=/path] [PORT=5000]'
@@ -81,6 +84,15 @@ smoke: setup ## two strengths on the shipped sample, by command and by DVC, in b
 	done; \
 	run dvc metrics show; \
 	echo "smoke: all there, and a second dvc repro does nothing"
+
+# The peers must compare on this PyTorch, so they may not bring another.
+$(PEERS): $(STAMP)
+	"$(BIN)/python" -m pip list --format=freeze | grep '^torch' > "$@.tmp"
+	"$(BIN)/python" -m pip install --disable-pip-version-check -c "$@.tmp" -e ".[dev,bench]"
+	@mv "$@.tmp" "$@"
+
+bench: $(PEERS) ## time spectra and its peers on the same work, in some 15 minutes
+	"$(BIN)/python" -m benchmarks $(BENCH)
 
 clean: ## remove build leftovers and caches; results, data and the environment stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -7,6 +7,7 @@ Letters: P parameters, N examples, J vectors of a basis.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import math
 import warnings
@@ -68,6 +69,54 @@ def mean_loss(
         return (torch.logsumexp(z_NC, 1) - right_N).mean() + penalty
 
     return loss
+
+
+def repeated(
+    widths: Sequence[int], theta_p: Tensor, copies: Sequence[Sequence[int]], *, seed: int = 0
+) -> tuple[tuple[int, ...], Tensor, list[Tensor]]:
+    """A network in which unit g of hidden layer i occurs `copies[i][g]` times, shuffled.
+
+    Copies share what leaves the unit, so the function computed stays the same.
+
+    Returns:
+        widths, θ_P, and which unit each hidden unit is a copy of, by layer.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    origins = [torch.arange(widths[0])]
+    for counts in copies:
+        origin_H = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        origins.append(origin_H[torch.randperm(len(origin_H), generator=draw)])
+    origins.append(torch.arange(widths[-1]))
+    every = [torch.ones(widths[0]), *map(torch.tensor, copies)]
+    parts, at = [], 0
+    for (fan_in, fan_out), below_H, above_H, counts_G in zip(
+        pairwise(widths), origins[:-1], origins[1:], every, strict=True
+    ):
+        weight = theta_p[at : at + fan_in * fan_out].reshape(fan_out, fan_in) / counts_G
+        bias = theta_p[at + fan_in * fan_out : at + (fan_in + 1) * fan_out]
+        at += (fan_in + 1) * fan_out
+        parts += [weight[above_H][:, below_H].reshape(-1), bias[above_H]]
+    assert at == theta_p.numel()
+    return tuple(map(len, origins)), torch.cat(parts), origins[1:-1]
+
+
+def module_output(
+    model: torch.nn.Module, inputs: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """θ -> output of a module whose trainable parameters are θ one after the other, and its θ."""
+    # A copy: functional_call leaves its tensors behind in a module that occurs twice.
+    model = copy.deepcopy(model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+    def output(theta_P: Tensor) -> Tensor:
+        weights, at = {}, 0
+        for name, p in trained.items():
+            weights[name] = theta_P[at : at + p.numel()].reshape(p.shape)
+            at += p.numel()
+        assert at == theta_P.numel()
+        return torch.func.functional_call(model, weights, (inputs,))
+
+    return output, torch.cat([p.detach().reshape(-1) for p in trained.values()])
 
 
 def gradient(loss: Callable[[Tensor], Tensor], theta_P: Tensor) -> Tensor:

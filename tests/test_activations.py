@@ -44,11 +44,47 @@ def test_value_slope_and_bend_are_phi_and_its_derivatives(name: str):
     torch.testing.assert_close(phi.bend(GRID, h), bend, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [(torch.float64, 1e-12, 1e-14), (torch.float32, 1e-5, 1e-6)], ids=str
+)
+def test_pull_is_an_error_times_the_slope(name: str, dtype: torch.dtype, rtol: float, atol: float):
+    """Against autograd's derivative, in float64, of PyTorch's function; 0 is on the grid."""
+    a = GRID.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(NAMED[name](a).sum(), a)
+    error = torch.linspace(-3, 2, len(GRID), dtype=torch.float64)
+    phi = ACTIVATIONS[name]
+    given = [error.to(dtype), GRID.to(dtype), phi.value(GRID.to(dtype))]
+    copies = [tensor.clone() for tensor in given]
+
+    pulled = phi.pull(*given)
+
+    assert pulled.dtype == dtype
+    torch.testing.assert_close(pulled.double(), error * slope, rtol=rtol, atol=atol)
+    own = given[0] * phi.slope(*given[1:])
+    torch.testing.assert_close(pulled, own, rtol=rtol, atol=atol)
+    assert all(torch.equal(t, copy) for t, copy in zip(given, copies, strict=True))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_pull_takes_stacks_as_they_lie_in_memory(name: str):
+    """A transposed (M, N, H) error, as a matrix product may leave it, and a shape kept."""
+    draw = torch.Generator().manual_seed(1)
+    a, error = torch.randn(2, 3, 5, 4, generator=draw, dtype=torch.float64)
+    phi = ACTIVATIONS[name]
+    h = phi.value(a)
+
+    pulled = phi.pull(error.mT.contiguous().mT, a, h)
+
+    torch.testing.assert_close(pulled, error * phi.slope(a, h), rtol=1e-12, atol=1e-14)
+
+
 def test_relu_is_flat_at_zero():
     zero = torch.zeros(1)
     relu = ACTIVATIONS["relu"]
 
     assert relu.value(zero) == relu.slope(zero, zero) == relu.bend(zero, zero) == 0
+    assert relu.pull(torch.ones(1), zero, zero) == 0
 
 
 def test_gelu_is_the_exact_form():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spectra import artifacts, estimate, pipeline
+from spectra import artifacts, estimate, pipeline, train
 from spectra.errors import StorageError
 from spectra.estimate import duration, measure, size, strength_bytes
 from spectra.mlp import Mlp
@@ -65,6 +66,24 @@ def test_costs_are_measured_and_follow_the_parameters(tiny: Tiny):
     assert 0 < few.spectrum_s < 60
     assert many.training_s > 20 * few.training_s
     assert few.bytes == strength_bytes(6370, 3, "csv", "float32", tracked=False)
+
+
+def test_an_epoch_s_cost_leaves_out_what_happens_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    """A second of dividing the inputs, before the first epoch, is not multiplied by epochs."""
+    bench = open_bench(tiny(train__max_epochs=100), print)
+    divide = train.inputs_of
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.25)
+        return divide(*arguments)
+
+    monkeypatch.setattr(train, "inputs_of", slow)
+
+    began = time.monotonic()
+    told = measure(bench)
+
+    assert time.monotonic() - began > 0.5
+    assert told.training_s < 20
 
 
 def test_what_the_disk_holds_is_announced(

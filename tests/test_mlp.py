@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from itertools import pairwise
@@ -75,6 +76,25 @@ def test_split_gives_views_in_flat_order():
         start += part.numel()
 
     assert torch.equal(theta, torch.arange(mlp.dim, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("leading", [(1,), (4,), (2, 3)], ids=str)
+def test_split_of_a_stack_gives_views_of_every_network(leading: tuple[int, ...]):
+    """As splitting each alone does; writing through a part rewrites the stack."""
+    mlp = Mlp((3, 4, 2))
+    theta = torch.randn(*leading, mlp.dim, generator=draw(), dtype=torch.float64)
+
+    parts = mlp.split(theta)
+
+    assert {name: tuple(part.shape) for name, part in parts.items()} == {
+        name: (*leading, *shape) for name, shape in mlp.shapes.items()
+    }
+    for index in itertools.product(*map(range, leading)):
+        for name, alone in mlp.split(theta[index].clone()).items():
+            assert torch.equal(parts[name][index], alone)
+    for part in parts.values():
+        part.zero_()
+    assert not theta.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 import oracles
 from spectra.mlp import Mlp
-from spectra.objective import L2Penalty, cross_entropy_sum, evaluate
+from spectra.objective import L2Penalty, cross_entropy_sum
 
 WIDTHS = (4, 3, 3)
 L2 = 0.37
@@ -46,21 +48,6 @@ def test_value_and_gradient_are_c_times_the_square_and_its_derivative(
     assert penalty.value(theta_P) == pytest.approx(float(value(theta_P)), rel=1e-14)
     expected_P = oracles.gradient(value, theta_P)
     torch.testing.assert_close(penalty.gradient(theta_P), expected_P, rtol=1e-14, atol=1e-15)
-
-
-@both
-@with_or_without
-def test_add_gradient_adds_it_in_place(convention: str, c: float, referenced: bool):
-    theta_P, reference_P = vectors()
-    penalty = L2Penalty(L2, convention, reference_P if referenced else None)
-    start_P = torch.linspace(-1, 1, 27, dtype=torch.float64)
-    actual_P, theta_before_P = start_P.clone(), theta_P.clone()
-
-    penalty.add_gradient_(actual_P, theta_P)
-
-    offset_P = theta_P - reference_P if referenced else theta_P
-    torch.testing.assert_close(actual_P, start_P + 2 * c * offset_P, rtol=1e-13, atol=1e-14)
-    assert torch.equal(theta_P, theta_before_P)
 
 
 @both
@@ -109,30 +96,23 @@ def test_cross_entropy_is_summed_over_examples():
     assert float(actual) == pytest.approx(11 * float(loss(theta_P)), rel=1e-14)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 10, 11, 10_000])
-def test_evaluate_is_the_direct_mean_for_ragged_chunks(chunk: int):
-    """Chunks of 4, 4 and 3 count by their examples; accuracy is in percent."""
+def test_an_exact_sum_is_taken_in_float64():
+    """A million and one losses of log 2, as float32 rounds it, exact to the last of them."""
+    labels_N = torch.zeros(1_000_001, dtype=torch.int64)
+    logits_NC = torch.zeros(1_000_001, 2, dtype=torch.float32)
+
+    exact, plain = (cross_entropy_sum(logits_NC, labels_N, exact=e) for e in (True, False))
+
+    assert (exact.dtype, plain.dtype) == (torch.float64, torch.float32)
+    expected = 1_000_001 * float(torch.tensor(math.log(2), dtype=torch.float32))
+    assert float(exact) == pytest.approx(expected, rel=1e-13)
+    assert float(plain) != pytest.approx(expected, rel=1e-13)
+
+
+def test_exact_and_plain_sums_agree_in_float64():
     x, y = examples()
-    theta_P, _ = vectors()
-    z_NC = oracles.logits(WIDTHS, "sigmoid", theta_P, x)
+    logits_NC = Mlp((4, 3)).logits(vectors(15)[0], x)
 
-    loss, accuracy = evaluate(Mlp(WIDTHS).logits, theta_P, x, y, chunk=chunk)
+    exact, plain = (cross_entropy_sum(logits_NC, y, exact=e) for e in (True, False))
 
-    expected = float(oracles.mean_loss(WIDTHS, "sigmoid", x, y)(theta_P))
-    hits = sum(int(scores.argmax()) == int(label) for scores, label in zip(z_NC, y, strict=True))
-    assert loss == pytest.approx(expected, rel=1e-13)
-    assert 0 < hits < 11
-    assert accuracy == pytest.approx(100 * hits / 11, rel=1e-14)
-
-
-def test_evaluate_leaves_no_graph():
-    x, y = examples()
-    seen = []
-
-    def logits(theta_P: Tensor, inputs_ND: Tensor) -> Tensor:
-        seen.append(Mlp(WIDTHS).logits(theta_P, inputs_ND))
-        return seen[-1]
-
-    evaluate(logits, vectors()[0].requires_grad_(), x, y)
-
-    assert not seen[0].requires_grad
+    torch.testing.assert_close(exact, plain, rtol=1e-14, atol=0)

@@ -674,6 +674,81 @@ def test_results_of_an_untracked_sweep_are_logged_later(
     assert all("seconds" not in run.data.metrics for run in runs)
 
 
+# ---------------------------------------------------------------------------------- equal units
+
+
+def with_equal_units(hidden: int, copies: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor]:
+    """A network on digits of a few units, each repeated."""
+    draw = torch.Generator().manual_seed(51)
+    dim = 785 * hidden + (hidden + 1) * 10
+    theta_p = 0.3 * torch.randn(dim, generator=draw, dtype=torch.float64)
+    widths, theta_P, _ = oracles.repeated((784, hidden, 10), theta_p, [copies])
+    return widths, theta_P
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_merging_equal_units_changes_no_eigenvalue(
+    tiny: Tiny, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 16 units that are three; the pairs of the merged network stand, none is asked again."""
+    from spectra.curvature import spectrum as module
+
+    outcomes: list[object] = []
+    usual = module.reduced_eigenpairs
+
+    def watched(*given: object, **named: object) -> object:
+        outcomes.append(usual(*given, **named))
+        return outcomes[-1]
+
+    monkeypatch.setattr(module, "reduced_eigenpairs", watched)
+    widths, theta_P = with_equal_units(3, (9, 6, 1))
+    weights = tmp_path / "w.pth"
+    names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    sizes = [(16, 784), (16,), (10, 16), (10,)]
+    parts = theta_P.split([16 * 784, 16, 160, 10])
+    torch.save({n: p.view(s) for n, p, s in zip(names, parts, sizes, strict=True)}, weights)
+
+    merged, whole = (
+        pipeline.spectrum(
+            tiny(spectrum__merge_units=merge, spectrum__k=20, runtime__dtype=dtype),
+            weights=weights, l2=0.0, out=tmp_path / str(merge), progress=Silent(),
+        ).found
+        for merge in (True, False)
+    )  # fmt: skip
+
+    assert widths == (784, 16, 10)
+    assert len(outcomes) == 1
+    assert outcomes[0].vectors_KP is merged.pairs.vectors_KP
+    assert merged.units == whole.units == (3,)
+    np.testing.assert_allclose(merged.pairs.values_K, whole.pairs.values_K, rtol=2e-5)
+    assert (merged.loss, merged.shift) == (whole.loss, whole.shift)
+    assert merged.pairs.smallest.value == pytest.approx(whole.pairs.smallest.value, rel=1e-3)
+
+
+def test_how_many_units_are_different_is_told(
+    tiny: Tiny, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the table and in MLflow. Training keeps equal units equal, whoever looks for them."""
+    _, theta_P = with_equal_units(3, (5, 2, 1))
+    monkeypatch.setattr("spectra.workbench.Workbench.initial", lambda *_: theta_P)
+    how = {"runtime__dtype": "float64", "sweep__strengths": [0.0]}
+
+    sweep(tiny(artifacts__out=str(tmp_path / "r"), tracking__enabled=True, **how),
+          tracker=MlflowTracker(f"sqlite:///{database}", "x"))  # fmt: skip
+    sweep(tiny(artifacts__out=str(tmp_path / "whole"), spectrum__merge_units=False, **how))
+
+    (run,) = strengths(database)
+    merged, whole = (Result(tmp_path / name, "1-0.00000") for name in ("r", "whole"))
+    assert run.data.metrics["distinct_units"] == 3
+    assert merged.row["distinct_units"] == whole.row["distinct_units"] == 3
+    assert torch.equal(merged.theta_P, whole.theta_P)
+    np.testing.assert_allclose(merged.values_K, whole.values_K, rtol=1e-5)
+
+
+def test_units_that_all_differ_are_counted_too(done: Path):
+    assert [Result(done, f"1-{label}").row["distinct_units"] for label in LABELS] == [8, 8, 8]
+
+
 # -------------------------------------------------------------------------------- the spectrum
 
 

@@ -136,7 +136,7 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]):
     (example,) = (
         block
         for block in re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
-        if "AutodiffHessian" in block
+        if "eigenpairs_of" in block
     )
     names: dict[str, object] = {}
 

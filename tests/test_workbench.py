@@ -36,6 +36,17 @@ def test_data_and_network_are_as_the_parameters_say(tiny: Tiny):
     assert bench.penalty(0.5).reference_P is None
 
 
+def test_inputs_are_divided_once(tiny: Tiny):
+    """Most of a digit's pixels are listed by their non-zeros; bytes and chunks stay complete."""
+    bench = open_bench(tiny(), print)
+    inputs, test = bench.train_set.inputs, bench.test_set.inputs
+
+    assert bench.train_set.inputs is inputs
+    assert len(inputs.columns.seldom_S) > 400
+    assert sum(len(chunk.often_nO) for chunk in inputs.chunks) == 2500
+    assert sum(len(chunk.often_nO) for chunk in test.chunks) == 500
+
+
 def test_the_dtype_is_that_of_the_parameters(tiny: Tiny):
     bench = open_bench(tiny(runtime__dtype="float64"), print)
 

@@ -49,6 +49,7 @@ COLUMNS = (
     "L2_strength", "Train_Loss", "Train_Reg_Loss", "Test_Loss", "Test_Accuracy",
     "Train_Accuracy", "theta_norm", "gradient_norm", "gradient_norm_ce", "lambda_max",
     "lambda_min", "worst_residual", "converged", "products", "epochs", "best_epoch",
+    "distinct_units",
 )  # fmt: skip
 """Of Model-{ID}.csv. The first five are the layout that existing notebooks read."""
 

@@ -205,19 +205,19 @@ def spectrum(
         found = done.found
         _print_json({
             "weights": str(weights), "widths": done.network.widths,
-            "activation": done.network.activation, "parameters": done.network.dim,
-            "l2": done.l2, "penalty": loaded.objective.penalty, "shift": found.shift,
-            "loss": found.loss, "objective": found.objective,
+            "activation": done.network.activation, "parameters": done.network.dim, "l2": done.l2,
+            "penalty": loaded.objective.penalty, "shift": found.shift, "loss": found.loss,
+            "objective": found.objective, "theta_norm": done.theta_norm,
             "gradient_norm": float(found.gradient_P.double().norm()),
             "gradient_norm_ce": float(found.gradient_ce_P.double().norm()),
-            "theta_norm": done.theta_norm,
             "eigenvalues": found.pairs.values_K.tolist(),
             "residuals": found.pairs.residuals_K.tolist(),
             "converged": found.pairs.converged_K.tolist(),
             "worst_relative_residual": worst_residual(found),
-            "lambda_min": found.pairs.smallest.value,
-            "lambda_min_residual": found.pairs.smallest.residual,
-            "products": found.pairs.products, "files": [str(path) for path in done.files],
+            "lambda_min": (lowest := found.pairs.smallest).value,
+            "lambda_min_residual": lowest.residual, "lambda_max": found.pairs.largest.value,
+            "products": found.pairs.products, "units": [*found.units],
+            "files": [str(path) for path in done.files],
         })  # fmt: skip
 
 

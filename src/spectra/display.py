@@ -6,6 +6,7 @@ Results go to stdout as a table, or as JSON and nothing else.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -51,19 +53,23 @@ class _Pace:
 
     def __init__(self) -> None:
         self.total = self.done = 0
-        self._spent = 0.0
         self._own = 0
+        self._began = time.monotonic()
 
-    def add(self, seconds: float) -> None:
+    def start(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self._began = time.monotonic()
+
+    def add(self) -> None:
         self.done += 1
         self._own += 1
-        self._spent += seconds
 
     def left(self) -> str:
         remaining = self.total - self.done
         if not self._own or not remaining:
             return ""
-        return f"about {duration(remaining * self._spent / self._own)} left"
+        each = (time.monotonic() - self._began) / self._own
+        return f"about {duration(remaining * each)} left"
 
 
 class Lines:
@@ -78,7 +84,7 @@ class Lines:
 
     def sweep(self, *, total: int, done: int) -> None:
         """Remember how much there is to do."""
-        self._pace.total, self._pace.done = total, done
+        self._pace.start(total, done)
 
     def begin(self, key: str, *, epochs: int) -> None:
         """Nothing until it is done."""
@@ -86,12 +92,12 @@ class Lines:
     def epoch(self, epoch: Epoch) -> None:
         """Nothing: a line an epoch would bury the rest."""
 
-    def product(self, number: int) -> None:
+    def product(self, key: str, number: int) -> None:
         """Nothing."""
 
     def done(self, record: Record, seconds: float) -> None:
         """Print what was found at a strength."""
-        self._pace.add(seconds)
+        self._pace.add()
         left = self._pace.left()
         self.say(
             f"[{self._pace.done}/{self._pace.total}] {found_line(record)} in {duration(seconds)}"
@@ -100,7 +106,7 @@ class Lines:
 
 
 class Live:
-    """Three bars: strengths, epochs, Hessian products."""
+    """Bars: strengths, epochs, and Hessian products for each spectrum under way."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -116,7 +122,7 @@ class Live:
         )
         self._sweep = self._bars.add_task("strengths", total=0, note="", visible=False)
         self._epochs = self._bars.add_task("epochs", total=0, note="", visible=False)
-        self._products = self._bars.add_task("Hessian products", total=None, note="", visible=False)
+        self._products: dict[str, TaskID] = {}
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
@@ -124,7 +130,7 @@ class Live:
 
     def sweep(self, *, total: int, done: int) -> None:
         """Show the outermost bar."""
-        self._pace.total, self._pace.done = total, done
+        self._pace.start(total, done)
         self._bars.start()
         self._bars.update(self._sweep, total=total, completed=done, visible=True)
 
@@ -134,22 +140,24 @@ class Live:
         self._bars.reset(
             self._epochs, description=f"  train {key}", total=epochs, visible=epochs > 0, note=""
         )
-        self._bars.reset(
-            self._products, description="  Hessian products", visible=False, note="", total=None
-        )
 
     def epoch(self, epoch: Epoch) -> None:
         """Advance the bar of epochs."""
         note = f"L_eff {epoch.objective:.4f}, test {epoch.test_accuracy:.2f} %"
         self._bars.update(self._epochs, completed=epoch.epoch, note=note)
 
-    def product(self, number: int) -> None:
-        """Advance the bar of products, whose end is not known beforehand."""
-        self._bars.update(self._products, completed=number, visible=True)
+    def product(self, key: str, number: int) -> None:
+        """Advance a strength's bar of products, whose end is not known beforehand."""
+        if key not in self._products:
+            self._products[key] = self._bars.add_task(f"  products {key}", total=None, note="")
+        self._bars.update(self._products[key], completed=number)
 
     def done(self, record: Record, seconds: float) -> None:
         """Print what was found at a strength and advance the outermost bar."""
-        self._pace.add(seconds)
+        bar = self._products.pop(record.key, None)
+        if bar is not None:
+            self._bars.remove_task(bar)
+        self._pace.add()
         self.say(f"{found_line(record)} in {duration(seconds)}")
         self._bars.update(self._sweep, completed=self._pace.done, note=self._pace.left())
 
@@ -240,7 +248,8 @@ def print_spectrum(examined: Examined, *, rows: int = 12) -> None:
         f"L_CE {found.loss:.6f}, L_eff {found.objective:.6f}, "
         f"‖∇L_CE‖ {float(found.gradient_ce_P.norm()):.3g}, "
         f"‖∇L_eff‖ {float(found.gradient_P.norm()):.3g}, ‖θ‖ {examined.theta_norm:.4g}\n"
-        f"{found.pairs.products} Hessian products",
+        f"{found.pairs.products} Hessian products"
+        + (f", {'-'.join(map(str, found.units))} different hidden units" if found.units else ""),
         markup=False,
     )
     console.print("files    " + ", ".join(map(str, examined.files)), markup=False, soft_wrap=True)

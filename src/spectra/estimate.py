@@ -33,19 +33,23 @@ class Estimate:
 def measure(bench: Workbench) -> Estimate:
     """Time a short stretch of training and one Hessian product; takes a second or two."""
     network, params = bench.network, bench.params
-    data = bench.train_set
+    data, test = bench.train_set, bench.test_set
     batch = params.train.batch_size
     some = min(len(data.labels_N), 64 * batch)
+    few = -(-some * len(test.labels_N) // len(data.labels_N))
     theta_P = bench.initial(0)
-    began = time.monotonic()
+    ends: list[float] = []
+    # The second epoch of two: what happens once, such as dividing the inputs, is not an epoch's.
     train(
         network, theta_P,
         data=Examples(data.inputs_ND[:some], data.labels_N[:some]),
-        test=Examples(data.inputs_ND[:batch], data.labels_N[:batch]),
-        penalty=bench.penalty(0.0), how=Optimisation(batch_size=batch, max_epochs=1),
+        test=Examples(test.inputs_ND[:few], test.labels_N[:few]),
+        penalty=bench.penalty(0.0),
+        how=Optimisation(batch_size=batch, max_epochs=2, threads=params.train.threads),
         generator=torch.Generator().manual_seed(0),
+        on_epoch=lambda _: ends.append(time.monotonic()),
     )  # fmt: skip
-    epoch_s = (time.monotonic() - began) * len(data.labels_N) / some
+    epoch_s = (ends[1] - ends[0]) * len(data.labels_N) / some
     hessian = solve.hessian(bench, network, theta_P)
     hessian(theta_P)
     began = time.monotonic()
@@ -93,12 +97,15 @@ def announce(
         StorageError: They do not fit on the disk.
     """
     one = measure(bench)
+    # Beside a training step, which takes one thread, spectra take what is left of the others.
+    beside = bench.params.runtime.threads if bench.workers else 1
+    each = max(one.training_s, one.training_s / beside + one.spectrum_s)
     need = left * one.bytes
     free = shutil.disk_usage(_existing(folder)).free
     done = f" ({total - left} of {total} are done)" if left < total else ""
     say(
         f"{left} strengths to do{done}: at most about "
-        f"{duration(left * (one.training_s + one.spectrum_s))} "
+        f"{duration(left * each)} "
         f"({one.training_s:.0f} s of training and {one.spectrum_s:.0f} s of spectrum each, less "
         f"where it stops early), {size(need)} of disk in {folder} ({size(free)} free)"
     )

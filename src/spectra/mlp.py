@@ -53,11 +53,11 @@ class Mlp:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def split(self, theta_P: Tensor) -> dict[str, Tensor]:
-        """Views of a flat vector as the tensors of the `state_dict`."""
+        """Views of a flat vector, or of a stack (M, P) of them, as the `state_dict`'s tensors."""
         sizes = [math.prod(shape) for shape in self.shapes.values()]
-        parts = torch.split(theta_P, sizes)
+        parts = torch.split(theta_P, sizes, dim=-1)
         return {
-            name: part.view(shape)
+            name: part.view(*theta_P.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 

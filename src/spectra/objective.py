@@ -10,10 +10,8 @@ given. This file is the only place where a convention becomes a number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,36 +42,16 @@ class L2Penalty:
         """2c (θ − ref)."""
         return self.shift * self._offset(theta_P)
 
-    def add_gradient_(self, gradient_P: Tensor, theta_P: Tensor) -> None:
-        """Add 2c (θ − ref) to a gradient in place, without a temporary."""
-        gradient_P.add_(theta_P, alpha=self.shift)
-        if self.reference_P is not None:
-            gradient_P.sub_(self.reference_P, alpha=self.shift)
-
     def _offset(self, theta_P: Tensor) -> Tensor:
         return theta_P if self.reference_P is None else theta_P - self.reference_P
 
 
-Logits = Callable[[Tensor, Tensor], Tensor]
-"""`(θ_P, inputs) -> logits_NC`: a network as a pure function of its parameters."""
-
-
-def cross_entropy_sum(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+def cross_entropy_sum(logits_NC: Tensor, labels_N: Tensor, *, exact: bool = False) -> Tensor:
     """The cross-entropy of integer labels, summed (not averaged) over the examples, in nats.
 
-    Sums are what chunks of unequal size may be added from; the mean is the sum over N.
+    Sums are what chunks of unequal size may be added from; the mean is the sum over N. An
+    `exact` sum is taken in float64.
     """
+    if exact:
+        return functional.cross_entropy(logits_NC, labels_N, reduction="none").double().sum()
     return functional.cross_entropy(logits_NC, labels_N, reduction="sum")
-
-
-@torch.no_grad()
-def evaluate(
-    logits: Logits, theta_P: Tensor, inputs_ND: Tensor, labels_N: Tensor, *, chunk: int = 10_000
-) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy (percent), accumulated over chunks in float64."""
-    loss, hits = 0.0, 0
-    for x, y in zip(inputs_ND.split(chunk), labels_N.split(chunk), strict=True):
-        z = logits(theta_P, x)
-        loss += float(functional.cross_entropy(z, y, reduction="none").double().sum())
-        hits += int((z.argmax(dim=1) == y).sum())
-    return loss / len(labels_N), 100 * hits / len(labels_N)

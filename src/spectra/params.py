@@ -85,6 +85,7 @@ class TrainParams(Section):
     patience: PositiveInt = 5
     monitor: Literal["objective", "cross_entropy"] = "objective"
     threads: Threads = 1
+    stack: PositiveInt | None = None
 
 
 class SweepParams(Section):
@@ -144,6 +145,7 @@ class SpectrumParams(Section):
     max_products: PositiveInt = 5000
     solver: Literal["lanczos", "eigsh"] = "lanczos"
     product: Literal["fused", "autodiff"] = "fused"
+    merge_units: bool = True
 
 
 class ArtifactParams(Section):

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from spectra import artifacts, data, estimate, plan, report, runs, solve
 from spectra.artifacts import Record, Store
 from spectra.curvature.spectrum import Spectrum
-from spectra.errors import UsageError
+from spectra.errors import DivergedError, NumericalError, UsageError
+from spectra.executors import Workers
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 from spectra.params import Params
@@ -70,9 +77,12 @@ def train(
     key = f"{replicate}-{plan.strength_labels([l2])[l2]}"
     began = time.monotonic()
     progress.begin(key, epochs=params.train.max_epochs)
-    trained = solve.optimise(
-        bench, bench.initial(replicate), replicate=replicate, l2=l2, on_epoch=progress.epoch
-    )
+    (trained,) = solve.optimise(
+        bench, [(replicate, l2, bench.initial(replicate))],
+        on_epoch=lambda _, epoch: progress.epoch(epoch),
+    )  # fmt: skip
+    if isinstance(trained, DivergedError):
+        raise trained
     name = artifacts.weights_name(key)
     state = bench.network.state_dict(trained.theta_P)
     Store(out).write(name, [artifacts.state_dict_bytes(state)])
@@ -103,7 +113,7 @@ def spectrum(
     progress.begin(key, epochs=0)
     found = solve.analyse(
         bench, network, theta_P, penalty=penalty,
-        generator=bench.generator(0, "lanczos", l2), on_product=progress.product,
+        generator=bench.generator(0, "lanczos", l2), on_product=partial(progress.product, key),
     )  # fmt: skip
     store = Store(out)
     written = solve.write_spectrum(store, key, network, found, params.artifacts.eigenvectors)
@@ -135,7 +145,10 @@ def sweep(
     began = time.monotonic()
     bench = open_bench(params, progress.say)
     solve.check_pairs(bench, bench.network)  # before hours of training
-    laid = plan.plan(params, data_digest=bench.data_digest, reference_digest=bench.reference_digest)
+    laid = plan.plan(
+        params, data_digest=bench.data_digest, reference_digest=bench.reference_digest,
+        stack=bench.stack,
+    )  # fmt: skip
     store = Store(Path(params.artifacts.out))
     with store.held():
         done = _settle(store, laid, replace=replace)
@@ -146,19 +159,16 @@ def sweep(
         logged = tracker.begin(**runs.sweep_run(params, laid, store, bench), fresh=not done)
         progress.sweep(total=len(laid.tasks), done=reused)
         try:
-            for step, task in enumerate(laid.tasks):
-                seconds = None
-                if task.digest not in done:
-                    started = time.monotonic()
-                    done[task.digest] = _do(bench, store, laid, task, done, progress)
-                    seconds = time.monotonic() - started
-                    store.write_table(task.replicate, _finished(laid, task.replicate, done))
-                    progress.done(done[task.digest], seconds)
-                if task.digest not in logged:
-                    tracker.log(
-                        runs.strength_run(params, store, done[task.digest], bench, seconds),
-                        step=step,
-                    )
+            with closing(_done(bench, store, laid, done, progress)) as strengths:
+                for step, record, seconds in strengths:
+                    if seconds is not None:
+                        done[record.digest] = record
+                        table = _finished(laid, record.replicate, done)
+                        store.write_table(record.replicate, table)
+                        progress.done(record, seconds)
+                    if record.digest not in logged:
+                        run = runs.strength_run(params, store, record, bench, seconds)
+                        tracker.log(run, step=step)
             for replicate in laid.chains:
                 store.write_table(replicate, _finished(laid, replicate, done))
             drawn = report.draw(store.root, Path(params.artifacts.report)) if draw else None
@@ -215,25 +225,113 @@ def _difference(foreign: Sequence[Record], laid: Plan) -> str:
     return shown + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
-def _do(
+def _done(
+    bench: Workbench, store: Store, laid: Plan, done: Mapping[str, Record], progress: Progress
+) -> Generator[tuple[int, Record, float | None], None, None]:
+    """Every task's place, record and seconds, in order; those there already take none.
+
+    Groups are trained one after the other while workers analyse and write what is trained. A
+    strength that fails ends it, after those trained besides it are finished and on the disk.
+    """
+    reached: dict[str, Tensor] = {}
+    underway: deque[tuple[int, Future[tuple[Record, float | None]]]] = deque()
+    step = 0
+    with Workers(bench.workers, bench.prepare_thread) as workers:
+        try:
+            for group in laid.groups:
+                # One strength waits for each that is under way, so that workers never do.
+                while len(underway) > 2 * workers.count:
+                    yield _next(underway)
+                left = any(task.digest not in done for task in group)
+                began = time.monotonic()
+                outcomes = _train(bench, store, group, reached, progress) if left else []
+                seconds = (time.monotonic() - began) / len(group)
+                for i, task in enumerate(group):
+                    work: Callable[[], tuple[Record, float | None]]
+                    if task.digest in done:
+                        work = partial(_there, done[task.digest])
+                    else:
+                        work = partial(
+                            _finish, bench, store, laid, task, outcomes[i], seconds, workers,
+                            progress,
+                        )  # fmt: skip
+                    underway.append((step + i, workers.submit(work)))
+                step += len(group)
+                reached = {
+                    task.digest: outcome.theta_P
+                    for task, outcome in zip(group, outcomes, strict=False)
+                    if isinstance(outcome, Trained)
+                }
+                if len(reached) < len(outcomes):
+                    break
+            while underway:
+                yield _next(underway)
+        except NumericalError:
+            wait([future for _, future in underway])
+            raise
+
+
+def _next(
+    underway: deque[tuple[int, Future[tuple[Record, float | None]]]],
+) -> tuple[int, Record, float | None]:
+    step, future = underway.popleft()
+    record, seconds = future.result()
+    return step, record, seconds
+
+
+def _train(
+    bench: Workbench,
+    store: Store,
+    group: Sequence[Task],
+    reached: Mapping[str, Tensor],
+    progress: Progress,
+) -> list[Trained | DivergedError]:
+    """Train a group, from what was reached before it or, in a resumed chain, from the files.
+
+    Files hold the same bytes. A stack is trained whole even where some of it is done, because
+    its composition can change the last bits.
+    """
+    starts: list[tuple[int, float, Tensor]] = []
+    for task in group:
+        if task.previous is None:
+            start_P = bench.initial(task.replicate)
+        elif task.previous.digest in reached:
+            start_P = reached[task.previous.digest]
+        else:
+            _, start_P = bench.weights(store.root / artifacts.weights_name(task.previous.key))
+        starts.append((task.replicate, task.l2, start_P))
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    progress.begin(group[0].key + more, epochs=bench.params.train.max_epochs)
+    return solve.optimise(bench, starts, on_epoch=lambda _, epoch: progress.epoch(epoch))
+
+
+def _there(record: Record) -> tuple[Record, float | None]:
+    return record, None
+
+
+def _finish(
     bench: Workbench,
     store: Store,
     laid: Plan,
     task: Task,
-    done: Mapping[str, Record],
+    outcome: Trained | DivergedError,
+    training_s: float,
+    workers: Workers,
     progress: Progress,
-) -> Record:
-    """Do one task, from the file of the one before it: a resumed chain reads the same bytes."""
-    progress.begin(task.key, epochs=bench.params.train.max_epochs)
-    if task.previous is None:
-        start_P = bench.initial(task.replicate)
-    else:
-        assert task.previous.digest in done
-        _, start_P = bench.weights(store.root / artifacts.weights_name(task.previous.key))
-    return solve.solve(
-        bench, store, task, start_P, parameters=dict(laid.parameters),
-        on_epoch=progress.epoch, on_product=progress.product,
-    )  # fmt: skip
+) -> tuple[Record, float | None]:
+    """What is left of a task once it is trained."""
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    began = time.monotonic()
+
+    def on_product(number: int) -> None:
+        workers.check()
+        progress.product(task.key, number)
+
+    record = solve.finish(
+        bench, store, task, outcome, parameters=dict(laid.parameters), on_product=on_product
+    )
+    return record, training_s + time.monotonic() - began
 
 
 def _finished(laid: Plan, replicate: int, done: Mapping[str, Record]) -> list[Record]:

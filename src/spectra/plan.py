@@ -15,15 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spectra.params import Params, digest
 
+T = TypeVar("T")
+
 # Files whose text decides numbers. A change to any makes earlier results another code's.
 _NUMERICS = (
-    "activations.py", "backprop.py", "mlp.py", "objective.py", "runtime.py", "train.py",
-    "curvature/arpack.py", "curvature/eigen.py", "curvature/inputs.py", "curvature/lanczos.py",
-    "curvature/mlp_operator.py", "curvature/operator.py", "curvature/spectrum.py",
+    "activations.py", "backprop.py", "inputs.py", "mlp.py", "objective.py", "runtime.py",
+    "train.py", "curvature/arpack.py", "curvature/differences.py", "curvature/eigen.py",
+    "curvature/equal_units.py", "curvature/lanczos.py", "curvature/mlp_operator.py",
+    "curvature/operator.py", "curvature/reduction.py", "curvature/spectrum.py",
 )  # fmt: skip
 
 
@@ -45,43 +48,71 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """The chains of a sweep, one a replicate, and the parameters that decide their numbers."""
+    """A sweep's tasks and the parameters that decide their numbers.
 
-    chains: Mapping[int, tuple[Task, ...]]
+    Attributes:
+        groups: Tasks that are trained together as a stack, in the order in which they are done.
+        parameters: Those that decide numbers.
+        digest: Of all of it.
+    """
+
+    groups: tuple[tuple[Task, ...], ...]
     parameters: Mapping[str, Any]
     digest: str
 
     @property
     def tasks(self) -> list[Task]:
         """All tasks in the order in which they are done."""
-        return [task for chain in self.chains.values() for task in chain]
+        return [task for group in self.groups for task in group]
+
+    @property
+    def chains(self) -> dict[int, tuple[Task, ...]]:
+        """The tasks of each replicate."""
+        chains: dict[int, tuple[Task, ...]] = {}
+        for task in self.tasks:
+            chains[task.replicate] = (*chains.get(task.replicate, ()), task)
+        return chains
 
 
-def plan(params: Params, *, data_digest: str, reference_digest: str | None) -> Plan:
+def plan(params: Params, *, data_digest: str, reference_digest: str | None, stack: int = 1) -> Plan:
     """Lay out a sweep.
+
+    Which tasks are trained together follows from the grid alone, never from what is left to do:
+    a stack's composition can change the last bits of its members, so it is part of what they
+    are bound to.
 
     Args:
         params: Of the sweep.
         data_digest: Of the training and test data.
         reference_digest: SHA-256 of the reference point's weights file, if there is one.
+        stack: How many networks are trained together at most.
     """
-    strengths = params.sweep.grid()
+    strengths, ids = params.sweep.grid(), params.sweep.ids
     labels = strength_labels(strengths)
     bound = decisive(params, data_digest=data_digest, reference_digest=reference_digest)
-    chains: dict[int, tuple[Task, ...]] = {}
-    for replicate in params.sweep.ids:
-        chain: list[Task] = []
-        for l2 in strengths:
-            linked = params.sweep.protocol == "continuation" and chain
-            previous = chain[-1] if linked else None
-            own = digest(
-                bound,
-                {"replicate": replicate, "l2": l2, "from": previous.digest if previous else None},
-            )
-            chain.append(Task(replicate, l2, labels[l2], own, previous))
-        chains[replicate] = tuple(chain)
-    whole = digest({"tasks": [task.digest for chain in chains.values() for task in chain]})
-    return Plan(chains, bound, whole)
+    linked = params.sweep.protocol == "continuation"
+    if linked:  # a chain's strengths follow one another; replicates go side by side
+        layout = [[(i, l2) for i in some] for some in _cut(ids, stack) for l2 in strengths]
+    else:
+        layout = _cut([(i, l2) for i in ids for l2 in strengths], stack)
+    groups: list[tuple[Task, ...]] = []
+    latest: dict[int, Task] = {}
+    for members in layout:
+        together = {"with": members} if len(members) > 1 else {}
+        group: list[Task] = []
+        for replicate, l2 in members:
+            previous = latest.get(replicate) if linked else None
+            origin = previous.digest if previous else None
+            own = digest(bound, {"replicate": replicate, "l2": l2, "from": origin, **together})
+            group.append(Task(replicate, l2, labels[l2], own, previous))
+        latest |= {task.replicate: task for task in group}
+        groups.append(tuple(group))
+    whole = digest({"tasks": [task.digest for group in groups for task in group]})
+    return Plan(tuple(groups), bound, whole)
+
+
+def _cut(items: Sequence[T], size: int) -> list[list[T]]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def decisive(params: Params, *, data_digest: str, reference_digest: str | None) -> dict[str, Any]:

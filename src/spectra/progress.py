@@ -19,13 +19,16 @@ class Progress(Protocol):
         """A sweep of `total` strengths starts, `done` of which are there already."""
 
     def begin(self, key: str, *, epochs: int) -> None:
-        """Work on `{ID}-{L2}` starts, with at most `epochs` epochs of training."""
+        """Work on `{ID}-{L2}` starts, with at most `epochs` epochs of training.
+
+        The spectra of strengths before it may still be under way.
+        """
 
     def epoch(self, epoch: Epoch) -> None:
         """An epoch of training has ended."""
 
-    def product(self, number: int) -> None:
-        """A Hessian product starts, the `number`-th at this point."""
+    def product(self, key: str, number: int) -> None:
+        """A Hessian product of `{ID}-{L2}` starts, its `number`-th; from any thread."""
 
     def done(self, record: Record, seconds: float) -> None:
         """A strength is on the disk."""
@@ -46,7 +49,7 @@ class Silent:
     def epoch(self, epoch: Epoch) -> None:
         """See `Progress`."""
 
-    def product(self, number: int) -> None:
+    def product(self, key: str, number: int) -> None:
         """See `Progress`."""
 
     def done(self, record: Record, seconds: float) -> None:

@@ -30,6 +30,7 @@ _METRICS = {
     "products": "products",
     "epochs": "epochs",
     "best_epoch": "best_epoch",
+    "distinct_units": "distinct_units",
 }
 
 

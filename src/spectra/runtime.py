@@ -66,6 +66,14 @@ def prepare(*, seed: int, device: str, dtype: str, threads: int) -> Runtime:
     return Runtime(torch.device(chosen), getattr(torch, dtype))
 
 
+def prepare_thread(machine: Runtime) -> None:
+    """Set up a thread that computes beside others: alone, and on a GPU in a stream of its own."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if machine.device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())
+
+
 def generator(seed: int, replicate: int, purpose: str, l2: float = 0.0) -> torch.Generator:
     """The generator for one purpose ("weights", "batches", "lanczos") of one replicate.
 

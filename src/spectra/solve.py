@@ -6,7 +6,7 @@ they run is not their business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,14 +16,16 @@ from torch import Tensor
 
 from spectra import artifacts
 from spectra.artifacts import Record, Store
+from spectra.curvature.equal_units import quotient
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian, Hessian
-from spectra.curvature.spectrum import Spectrum, spectrum
-from spectra.errors import NotConvergedError, ParameterError
+from spectra.curvature.reduction import WORTHWHILE
+from spectra.curvature.spectrum import Merged, Spectrum, spectrum
+from spectra.errors import DivergedError, NotConvergedError, ParameterError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
 from spectra.plan import Task
-from spectra.train import Epoch, Trained, train
+from spectra.train import Epoch, Trained, train_stack
 from spectra.workbench import Workbench
 
 AUTODIFF_CHUNK = 4000
@@ -33,21 +35,28 @@ small enough that their activations stay near the cache (measured best of 1,000 
 
 def optimise(
     bench: Workbench,
-    start_P: Tensor,
+    starts: Sequence[tuple[int, float, Tensor]],
     *,
-    replicate: int,
-    l2: float,
-    on_epoch: Callable[[Epoch], None],
-) -> Trained:
-    """Train the network of the parameters at one strength from given weights θ_P."""
-    return train(
+    on_epoch: Callable[[int, Epoch], None],
+) -> list[Trained | DivergedError]:
+    """Train networks of the parameters together.
+
+    Args:
+        bench: Data and parameters.
+        starts: Replicate, strength and starting weights θ_P of each.
+        on_epoch: Told of every epoch, with the place of its network in `starts`.
+
+    Returns:
+        The weights of each, or why it has none.
+    """
+    return train_stack(
         bench.network,
-        start_P,
+        torch.stack([start_P for _, _, start_P in starts]),
         data=bench.train_set,
         test=bench.test_set,
-        penalty=bench.penalty(l2),
+        penalties=[bench.penalty(l2) for _, l2, _ in starts],
         how=bench.optimisation,
-        generator=bench.generator(replicate, "batches", l2),
+        generators=[bench.generator(i, "batches", l2) for i, l2, _ in starts],
         on_epoch=on_epoch,
     )
 
@@ -69,14 +78,7 @@ def hessian(bench: Workbench, network: Mlp, theta_P: Tensor) -> Hessian:
     """The Hessian of the mean cross-entropy over the training set, by the product asked for."""
     data = bench.train_set
     if bench.params.spectrum.product == "fused":
-        return MlpHessian(
-            network,
-            theta_P,
-            data.inputs_ND,
-            data.labels_N,
-            threads=bench.params.runtime.threads,
-            listed=bench.listed_inputs,
-        )
+        return _fused(bench, network, theta_P)
     return AutodiffHessian(
         lambda theta, x, y: cross_entropy_sum(network.logits(theta, x), y),
         theta_P,
@@ -100,46 +102,70 @@ def analyse(
     """
     check_pairs(bench, network)
     wanted = bench.params.spectrum
-    return spectrum(
-        hessian(bench, network, theta_P),
-        theta_P,
-        penalty=penalty,
-        k=wanted.k,
-        rtol=wanted.rtol,
-        max_products=wanted.max_products,
-        solver=wanted.solver,
-        generator=generator,
-        on_product=on_product,
-    )
+    threads = torch.get_num_threads()
+    if bench.alone:
+        torch.set_num_threads(1)
+    try:
+        return spectrum(
+            hessian(bench, network, theta_P),
+            theta_P,
+            penalty=penalty,
+            k=wanted.k,
+            rtol=wanted.rtol,
+            max_products=wanted.max_products,
+            solver=wanted.solver,
+            generator=generator,
+            merged=_merged(bench, network, theta_P),
+            on_product=on_product,
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
-def solve(
+def _merged(bench: Workbench, network: Mlp, theta_P: Tensor) -> Merged:
+    """The network's equal units, and the network with them merged if that is wanted and pays.
+
+    Units count as equal within a hundredth of the tolerance of the eigenpairs.
+    """
+    wanted = bench.params.spectrum
+    classes = quotient(network, theta_P, within=wanted.rtol / 100)
+    able = wanted.merge_units and bench.alone
+    if not able or classes.mlp.dim > WORTHWHILE * network.dim:
+        return Merged(classes, None)
+    return Merged(classes, _fused(bench, classes.mlp, classes.merge(theta_P)))
+
+
+def _fused(bench: Workbench, network: Mlp, theta_P: Tensor) -> MlpHessian:
+    data = bench.train_set
+    return MlpHessian(
+        network, theta_P, data.inputs_ND, data.labels_N,
+        threads=bench.params.runtime.threads, inputs=data.inputs,
+    )  # fmt: skip
+
+
+def finish(
     bench: Workbench,
     store: Store,
     task: Task,
-    start_P: Tensor,
+    trained: Trained,
     *,
     parameters: dict[str, Any],
-    on_epoch: Callable[[Epoch], None],
     on_product: Callable[[int], None],
 ) -> Record:
-    """Train, analyse and write one strength; the record is on the disk when this returns.
+    """Analyse and write a trained strength; the record is on the disk when this returns.
 
     Args:
         bench: Data and parameters.
         store: Where the files go.
         task: The strength and replicate.
-        start_P: The weights to start from.
+        trained: Its network.
         parameters: Those that decide the numbers, for the record.
-        on_epoch: Told of every epoch.
         on_product: Told the running number of Hessian products.
 
     Raises:
-        DivergedError: Training left the finite numbers.
         NotConvergedError: Pairs are missing within the budget; those found are written.
         StorageError: The files cannot be written.
     """
-    trained = optimise(bench, start_P, replicate=task.replicate, l2=task.l2, on_epoch=on_epoch)
     found = analyse(
         bench,
         bench.network,
@@ -214,6 +240,7 @@ def row(l2: float, trained: Trained, found: Spectrum) -> dict[str, float | int]:
         "products": found.pairs.products,
         "epochs": len(trained.history),
         "best_epoch": trained.best.epoch,
+        "distinct_units": sum(found.units),
     }
 
 

@@ -1,4 +1,4 @@
-"""Optimise one network at one strength, until the training loss stops falling.
+"""Optimise networks, each at its strength, until their training losses stop falling.
 
 The loss that is watched is evaluated over the whole training set at the end of every epoch,
 not averaged over the epoch's moving weights, so the numbers of the best epoch are facts about
@@ -9,30 +9,39 @@ it favours the epoch in which the penalty has acted least: in an upward sweep, t
 The starting weights are not a candidate for the best epoch: in a chain of strengths they were
 the best of many at the strength before, and would win by selection over honest new ones.
 
-Letters: P parameters, N examples, D inputs.
+Several networks of one architecture train together as a stack: every operation of a step is
+done for all of them at once, which is what keeps a GPU busy at batch 64. Members share nothing
+else: each has its own start, strength and order of examples, and one that has stopped leaves
+the stack. A lone network is a stack of one, so there is one step and one rule for stopping.
+
+Letters: M networks, P parameters, N examples, D inputs, B examples of a batch, C classes.
+
+Source: D. P. Kingma, J. Ba, Adam: a method for stochastic optimization (ICLR 2015).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from spectra.backprop import Backprop
+from spectra.backprop import Layers
 from spectra.errors import DivergedError
+from spectra.inputs import Inputs, inputs_of
 from spectra.mlp import Mlp
-from spectra.objective import L2Penalty, evaluate
+from spectra.objective import L2Penalty, cross_entropy_sum
 
 
 @dataclass(frozen=True)
 class Optimisation:
     """How to descend and when to stop; the fields are those of the `train` parameters.
 
-    `threads` are those of a step. At batch 64 a second one gains a quarter on an idle machine
-    and costs a factor of ten where another program wants the core: every one of the fifteen
+    `threads` are those of a step and of an evaluation. At batch 64 a second one gains little on an
+    idle machine and costs a factor of ten where another program wants the core: every one of the
     small operations of a step then waits for a thread that is not running.
     """
 
@@ -52,6 +61,11 @@ class Examples:
 
     inputs_ND: Tensor
     labels_N: Tensor
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The inputs as products take them; divided once."""
+        return inputs_of(self.inputs_ND)
 
 
 @dataclass(frozen=True)
@@ -102,61 +116,221 @@ def train(
     Raises:
         DivergedError: The objective became NaN or infinite.
     """
-    theta_P = theta_P.clone()
-    gradient = Backprop(mlp, theta_P)
-    theta_P.grad = gradient.gradient_P
-    optimizer = _optimizer(theta_P, how)
-    history: list[Epoch] = []
-    best, best_theta_P, stale = None, theta_P, 0
-    for number in range(1, how.max_epochs + 1):
-        _one_pass(gradient, theta_P, data, penalty, how, generator, optimizer)
-        epoch = _measure(number, mlp, theta_P, data, test, penalty)
-        history.append(epoch)
-        on_epoch(epoch)
-        if not math.isfinite(epoch.objective):
-            raise DivergedError(
-                f"training at L2 {penalty.l2:g} left the finite numbers in epoch {number} "
-                f"(objective {epoch.objective}); lower train.lr, now {how.lr:g}"
-            )
-        if best is None or _watched(epoch, how) < _watched(best, how):
-            best, best_theta_P, stale = epoch, theta_P.clone(), 0
-        else:
-            stale += 1
-            if stale >= how.patience:
-                break
-    assert best is not None
-    return Trained(best_theta_P, best, tuple(history))
+    (outcome,) = train_stack(
+        mlp, theta_P[None], data=data, test=test, penalties=[penalty], how=how,
+        generators=[generator], on_epoch=lambda _, epoch: on_epoch(epoch),
+    )  # fmt: skip
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome
 
 
-@torch.no_grad()
-def _one_pass(
-    gradient: Backprop,
-    theta_P: Tensor,
+def train_stack(
+    mlp: Mlp,
+    theta_MP: Tensor,
+    *,
     data: Examples,
-    penalty: L2Penalty,
+    test: Examples,
+    penalties: Sequence[L2Penalty],
     how: Optimisation,
-    generator: torch.Generator,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    order = torch.randperm(len(data.labels_N), generator=generator).to(data.labels_N.device)
+    generators: Sequence[torch.Generator],
+    on_epoch: Callable[[int, Epoch], None] = lambda _, __: None,
+) -> list[Trained | DivergedError]:
+    """Train M networks together; each comes out as it would alone, but for float round-off.
+
+    Args:
+        mlp: Their architecture.
+        theta_MP: Where they start; not changed.
+        data: What all learn from, each in its own random order.
+        test: What is only evaluated.
+        penalties: A member's penalty each; the reference points, if any, are the same.
+        how: The optimiser and when it stops.
+        generators: A member's source of orders each; on the CPU.
+        on_epoch: Told of every epoch of every member, with the member's number.
+
+    Returns:
+        What became of each: its weights, or why it has none.
+    """
+    members = [_Member(*own) for own in enumerate(zip(penalties, generators, strict=True))]
+    descent = _Descent(mlp, theta_MP, data, penalties, how)
+    left = members
     threads = torch.get_num_threads()
     torch.set_num_threads(how.threads)
     try:
-        for batch in order.split(how.batch_size):
-            gradient_P = gradient(
-                data.inputs_ND.index_select(0, batch), data.labels_N.index_select(0, batch)
-            )
-            penalty.add_gradient_(gradient_P, theta_P)
-            optimizer.step()
+        for number in range(1, how.max_epochs + 1):
+            count = len(data.labels_N)
+            descent.one_pass([torch.randperm(count, generator=m.generator) for m in left])
+            for member, theta_P in zip(left, descent.theta_MP, strict=True):
+                epoch = _measure(number, mlp, theta_P, data, test, member.penalty)
+                member.note(epoch, theta_P, how)
+                on_epoch(member.number, epoch)
+            if all(member.outcome for member in left):
+                break
+            if any(member.outcome for member in left):
+                stay = [i for i, member in enumerate(left) if not member.outcome]
+                left = [left[i] for i in stay]
+                descent = descent.only(stay)
     finally:
         torch.set_num_threads(threads)
+    return [member.outcome or member.trained() for member in members]
+
+
+@dataclass
+class _Member:
+    """A network of a stack: how it has fared, and what became of it once it has stopped."""
+
+    number: int
+    own: tuple[L2Penalty, torch.Generator]
+    history: list[Epoch] = field(default_factory=list)
+    best: Epoch | None = None
+    best_theta_P: Tensor | None = None
+    stale: int = 0
+    outcome: Trained | DivergedError | None = None
+
+    @property
+    def penalty(self) -> L2Penalty:
+        return self.own[0]
+
+    @property
+    def generator(self) -> torch.Generator:
+        return self.own[1]
+
+    def note(self, epoch: Epoch, theta_P: Tensor, how: Optimisation) -> None:
+        """Take in an epoch, and stop if it was not finite or `patience` brought nothing."""
+        self.history.append(epoch)
+        if not math.isfinite(epoch.objective):
+            self.outcome = DivergedError(
+                f"training at L2 {self.penalty.l2:g} left the finite numbers in epoch "
+                f"{epoch.epoch} (objective {epoch.objective}); lower train.lr, now {how.lr:g}"
+            )
+        elif self.best is None or _watched(epoch, how) < _watched(self.best, how):
+            self.best, self.best_theta_P, self.stale = epoch, theta_P.clone(), 0
+        else:
+            self.stale += 1
+            if self.stale >= how.patience:
+                self.outcome = self.trained()
+
+    def trained(self) -> Trained:
+        """The best so far."""
+        assert self.best is not None
+        assert self.best_theta_P is not None
+        return Trained(self.best_theta_P, self.best, tuple(self.history))
+
+
+class _Descent:
+    """The parameters while they are trained, with gradients and the optimiser's moments.
+
+    PyTorch's fused optimiser kernels are called directly: at batch 64 the optimiser objects
+    around them take longer than the kernels. Where all members have one strength, the penalty is
+    the kernels' `weight_decay`, which adds the same 2c θ without another pass over memory.
+
+    On a GPU a step is captured once as a graph and replayed: nothing is launched one by one and
+    the host is asked nothing until the epoch is over.
+    """
+
+    def __init__(
+        self,
+        mlp: Mlp,
+        theta_MP: Tensor,
+        data: Examples,
+        penalties: Sequence[L2Penalty],
+        how: Optimisation,
+    ) -> None:
+        self._mlp, self._data, self._penalties, self._how = mlp, data, penalties, how
+        self.theta_MP = theta_MP.detach().clone()
+        self._gradient_MP = torch.zeros_like(self.theta_MP)
+        self._moments = [torch.zeros_like(self.theta_MP) for _ in range(2)]
+        self._steps = torch.zeros((), device=theta_MP.device)
+        shifts = [penalty.shift for penalty in penalties]
+        self._shift = shifts[0] if len(set(shifts)) == 1 else None
+        self._shift_M1 = theta_MP.new_tensor(shifts)[:, None]
+        self._reference_P = penalties[0].reference_P
+        self._layers = Layers(mlp, self.theta_MP)
+        self._onehot_NC = self._layers.onehot(data.labels_N)
+        parts = list(mlp.split(self._gradient_MP).values())
+        self._gradients = list(zip(parts[0::2], parts[1::2], strict=True))
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._batch_MB = torch.empty(0)
+
+    def only(self, stay: Sequence[int]) -> _Descent:
+        """The same, of some members only."""
+        penalties = [self._penalties[i] for i in stay]
+        rest = _Descent(self._mlp, self.theta_MP[stay], self._data, penalties, self._how)
+        rest._moments = [moment_MP[stay] for moment_MP in self._moments]
+        rest._steps = self._steps
+        return rest
+
+    @torch.no_grad()
+    def one_pass(self, orders: Sequence[Tensor]) -> None:
+        """A step for every batch of each member's order of the examples."""
+        orders_MN = torch.stack(list(orders)).to(self.theta_MP.device)
+        for batch_MB in orders_MN.split(self._how.batch_size, dim=1):
+            if batch_MB.is_cuda and batch_MB.shape[1] == self._how.batch_size:
+                self._replay(batch_MB)
+            else:
+                self._step(batch_MB)
+
+    def _replay(self, batch_MB: Tensor) -> None:
+        if self._graph is None:
+            self._batch_MB = batch_MB.clone()
+            held = [self.theta_MP, self._steps, *self._moments]
+            before = [tensor.clone() for tensor in held]
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # libraries allocate at their first call
+                self._step(self._batch_MB)
+            torch.cuda.current_stream().wait_stream(side)
+            for tensor, value in zip(held, before, strict=True):
+                tensor.copy_(value)
+            self._graph = torch.cuda.CUDAGraph()
+            # Others may use the GPU meanwhile: only this thread is held to what a graph allows.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._step(self._batch_MB)
+        self._batch_MB.copy_(batch_MB)
+        self._graph.replay()
+
+    def _step(self, batch_MB: Tensor) -> None:
+        """A step of the optimiser on L_eff of one batch a member."""
+        self._differentiate(batch_MB)
+        how, decay = self._how, self._shift
+        if decay is None:
+            self._gradient_MP.addcmul_(self.theta_MP, self._shift_M1)
+        if self._reference_P is not None:
+            self._gradient_MP.addcmul_(self._reference_P, self._shift_M1, value=-1)
+        if how.optimizer == "adam":
+            self._steps += 1
+            torch._fused_adam_(
+                [self.theta_MP], [self._gradient_MP], [self._moments[0]], [self._moments[1]], [],
+                [self._steps], lr=how.lr, beta1=0.9, beta2=0.999, weight_decay=decay or 0.0,
+                eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
+        else:
+            moments = [self._moments[0]] if how.momentum else []
+            torch._fused_sgd_(
+                [self.theta_MP], [self._gradient_MP], moments,
+                weight_decay=decay or 0.0, momentum=how.momentum, lr=how.lr, dampening=0.0,
+                nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
+
+    def _differentiate(self, batch_MB: Tensor) -> None:
+        """Write the gradients of the mean cross-entropy of one batch a member."""
+        layers, flat = self._layers, batch_MB.reshape(-1)
+        x_MBD = self._data.inputs_ND.index_select(0, flat).view(*batch_MB.shape, -1)
+        onehot_MBC = self._onehot_NC.index_select(0, flat).view(*batch_MB.shape, -1)
+        forward = layers.forward(torch.baddbmm(layers.rows[0], x_MBD, layers.transposed[0]))
+        below = [x_MBD, *forward.hidden]
+        delta_MBC = layers.loss_signal(forward.scores_MCN, onehot_MBC, batch_MB.shape[1])
+        for layer, delta_MBH, _ in layers.signals(forward, delta_MBC):
+            weight, bias = self._gradients[layer]
+            torch.bmm(delta_MBH.mT, below[layer], out=weight)
+            torch.sum(delta_MBH, 1, out=bias)
 
 
 def _measure(
     number: int, mlp: Mlp, theta_P: Tensor, data: Examples, test: Examples, penalty: L2Penalty
 ) -> Epoch:
-    loss, accuracy = evaluate(mlp.logits, theta_P, data.inputs_ND, data.labels_N)
-    test_loss, test_accuracy = evaluate(mlp.logits, theta_P, test.inputs_ND, test.labels_N)
+    loss, accuracy = evaluate(mlp, theta_P, data)
+    test_loss, test_accuracy = evaluate(mlp, theta_P, test)
     return Epoch(
         epoch=number,
         cross_entropy=loss,
@@ -168,11 +342,22 @@ def _measure(
     )
 
 
+@torch.no_grad()
+def evaluate(mlp: Mlp, theta_P: Tensor, examples: Examples) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy (percent), accumulated over chunks in float64."""
+    layers, columns = Layers(mlp, theta_P[None]), examples.inputs.columns
+    table = columns.table(layers.weights[0][0], layers.biases[0][0])
+    shift_H = columns.shift(table)
+    chunks = examples.inputs.chunks
+    labels = examples.labels_N.split([len(chunk.often_nO) for chunk in chunks])
+    loss = torch.zeros((), dtype=torch.float64, device=theta_P.device)
+    hits = torch.zeros((), dtype=torch.int64, device=theta_P.device)
+    for chunk, y in zip(chunks, labels, strict=True):
+        scores_nC = layers.forward(chunk.times(table, shift_H)[None]).scores_MCN[0].t()
+        loss += cross_entropy_sum(scores_nC, y, exact=True)
+        hits += (scores_nC.argmax(dim=1) == y).sum()
+    return float(loss) / len(examples.labels_N), 100 * int(hits) / len(examples.labels_N)
+
+
 def _watched(epoch: Epoch, how: Optimisation) -> float:
     return epoch.objective if how.monitor == "objective" else epoch.cross_entropy
-
-
-def _optimizer(theta_P: Tensor, how: Optimisation) -> torch.optim.Optimizer:
-    if how.optimizer == "adam":
-        return torch.optim.Adam([theta_P], lr=how.lr, fused=True)
-    return torch.optim.SGD([theta_P], lr=how.lr, momentum=how.momentum, fused=True)

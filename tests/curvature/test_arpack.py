@@ -76,3 +76,43 @@ def test_nothing_found_is_nothing_claimed():
     assert math.isnan(pairs.smallest.value)
     assert not pairs.smallest.converged
     assert pairs.products >= 30
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_end_outside_the_pairs_is_searched_for(sign: float):
+    """The smallest of a positive set, the largest of a negative one; inside a mixed set, neither.
+
+    In the mixed set every end is a leading pair, and no second search is paid for.
+    """
+    values = sign * np.concatenate([[10.0, 9.0, 8.0], bulk(297, -0.05, 2.0)])
+    mixed = np.concatenate([[10.0, -9.0, 8.0], bulk(297, -0.05, 2.0)])
+
+    pairs, among = (run(v, k=3, max_products=500) for v in (values, sign * mixed))
+
+    far, near = (pairs.smallest, pairs.largest) if sign > 0 else (pairs.largest, pairs.smallest)
+    assert far.converged
+    assert far.value == pytest.approx(sign * -0.05, abs=1e-6)
+    assert near.value == pytest.approx(sign * 10, rel=1e-10)
+    assert sorted([sign * among.smallest.value, sign * among.largest.value]) == pytest.approx(
+        [-9, 10], rel=1e-10
+    )
+    assert among.products < pairs.products - 20
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_end_that_the_budget_hid_is_not_claimed(sign: float):
+    """All pairs converged, the second search did not: the end in the set is not the end."""
+    pairs = run(sign * HARD, k=3, max_products=22)
+
+    far, near = (pairs.smallest, pairs.largest) if sign > 0 else (pairs.largest, pairs.smallest)
+    assert pairs.converged_K.tolist() == [True] * 3
+    assert not far.converged
+    assert near.converged
+
+
+@pytest.mark.parametrize(("k", "budget"), [(30, 80), (10, 40), (5, 30)])
+def test_a_spent_budget_certifies_no_largest_eigenvalue_that_is_not(k: int, budget: int):
+    """Of the mirror image, whose largest is 0.05."""
+    largest = run(-HARD, k=k, max_products=budget).largest
+
+    assert not largest.converged or largest.value == pytest.approx(0.05, abs=1e-4)

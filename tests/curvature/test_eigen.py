@@ -47,6 +47,8 @@ SPECTRA = {
     "smallest inside the bulk": Planted(cat([[10, 8, 7, 6], bulk(296, -0.2, 1.0)]), 4),
     "positive definite": Planted(cat([[10, 8, 7, 6], bulk(296, 1.0, 2.0)]), 4),
     "negative definite": Planted(-cat([[10, 8, 7, 6], bulk(296, 1.0, 2.0)]), 4),
+    "negative, the largest outside": Planted(-cat([[10, 8, 7, 6, -1], bulk(295)]), 4),
+    "negative, the largest inside the bulk": Planted(-cat([[10, 8, 7, 6], bulk(296, -0.2, 1)]), 4),
     "rank 9 of 300": Planted(cat([np.arange(9, 0, -1.0), np.zeros(291)]), 30),
     "identity": Planted(np.ones(60), 7),
     "one": Planted(cat([[3.0], bulk(99)]), 1),
@@ -76,6 +78,12 @@ def solve_planted(
         generator=torch.Generator().manual_seed(seed),
         dtype=matrix_PP.dtype,
     )
+
+
+def ends(matrix_PP: Tensor) -> tuple[float, float]:
+    """The smallest and the largest eigenvalue, by LAPACK."""
+    values = np.linalg.eigvalsh(matrix_PP.double().numpy())
+    return values[0], values[-1]
 
 
 def dense(matrix_PP: Tensor, k: int) -> tuple[np.ndarray, float]:
@@ -116,6 +124,8 @@ def test_leading_pairs_are_those_of_the_dense_matrix(solve: Solve, name: str):
     assert np.all(pairs.residuals_K <= np.maximum(1e-7 * np.abs(pairs.values_K), 1e-14 * scale))
     assert pairs.smallest.converged
     assert pairs.smallest.value == pytest.approx(smallest, abs=1e-7 * scale)
+    assert pairs.largest.converged
+    assert pairs.largest.value == pytest.approx(ends(matrix_PP)[1], abs=1e-7 * scale)
 
 
 @either
@@ -134,6 +144,7 @@ def test_float32_noise_is_lived_with(solve: Solve, name: str):
     assert pairs.vectors_KP.dtype == np.float32
     assert pairs.converged_K.all()
     assert pairs.smallest.value == pytest.approx(smallest, abs=1e-3 * scale)
+    assert pairs.largest.value == pytest.approx(ends(matrix_PP)[1], abs=1e-3 * scale)
 
 
 @either
@@ -172,6 +183,28 @@ def test_copies_of_a_repeated_eigenvalue_are_found(solve: Solve, dtype: torch.dt
     assert pairs.smallest.value == pytest.approx(smallest, abs=1e-2)
 
 
+LOOKED_FOR = {
+    "twice, over a broad bulk": Planted(cat([[10, 10, -9, 8, 7], bulk(295, 0, 3)]), 4),
+    "twice, close to others": Planted(cat([[9, 8, 7.6, 7.6, 7.2], bulk(295, 0, 6.5)]), 4),
+    "twice, among a crowd": Planted(cat([[9, 8, 7.6, 7.6, 7.2], bulk(295, 0, 6.9)]), 4),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_FOR)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_copy_that_no_round_off_brings_is_looked_for(name: str, seed: int):
+    """In float64 all else converges long before round-off has grown to the copy.
+
+    Only a fresh direction holds it, and only one that is followed far enough shows it.
+    """
+    matrix_PP = oracles.planted(LOOKED_FOR[name].values)
+    k = LOOKED_FOR[name].k
+
+    pairs = solve_planted(lanczos, matrix_PP, k, rtol=1e-3, seed=seed)
+
+    np.testing.assert_allclose(pairs.values_K, dense(matrix_PP, k)[0], atol=1e-2)
+
+
 @either
 def test_the_zero_operator_has_zero_eigenvalues(solve: Solve):
     pairs = solve_planted(solve, torch.zeros(40, 40, dtype=torch.float64), 7)
@@ -180,6 +213,7 @@ def test_the_zero_operator_has_zero_eigenvalues(solve: Solve):
     assert np.all(pairs.residuals_K == 0)
     assert pairs.converged_K.all()
     assert (pairs.smallest.value, pairs.smallest.converged) == (0, True)
+    assert (pairs.largest.value, pairs.largest.converged) == (0, True)
     assert np.abs(pairs.vectors_KP @ pairs.vectors_KP.T - np.eye(7)).max() < 1e-14
 
 
@@ -226,7 +260,8 @@ def test_a_spent_budget_is_reported_and_not_raised(k: int, budget: int):
     assert len(pairs.values_K) == min(k, budget)
     assert not pairs.converged_K.any()
     assert not pairs.smallest.converged
-    assert pairs.products <= budget + k + 1
+    assert not pairs.largest.converged
+    assert pairs.products == budget
     check_certificate(pairs, matrix_PP, 2.0**-52)
 
 
@@ -241,7 +276,7 @@ def test_within_a_budget_the_pairs_that_converged_say_so():
 
 
 def test_products_are_counted():
-    """Those of the search and one for every vector that is certified."""
+    """All of them, those too that `eigsh` does not tell of."""
     matrix_PP = oracles.planted(SPECTRA["smallest outside the set"].values)
     for solve in (lanczos, eigsh):
         spent = 0
@@ -268,7 +303,7 @@ def test_restarts_find_the_same_pairs(monkeypatch: pytest.MonkeyPatch):
 
     tight = solve_planted(lanczos, matrix_PP, 8)
 
-    assert tight.products > 36 + 9
+    assert tight.products > 36
     assert tight.products != roomy.products
     assert tight.converged_K.all()
     np.testing.assert_allclose(tight.values_K, expected_K, rtol=1e-9)
@@ -288,19 +323,102 @@ def test_restarts_keep_the_lowest(monkeypatch: pytest.MonkeyPatch):
     assert pairs.smallest.value == pytest.approx(-0.02, abs=1e-6)
 
 
+def test_restarts_keep_the_highest(monkeypatch: pytest.MonkeyPatch):
+    """The mirror image: all leading pairs negative, the largest eigenvalue small and crowded."""
+    matrix_PP = oracles.planted(-cat([[10.0, 9.0, 8.0, 7.0], bulk(396, -0.02, 6.0)]))
+    monkeypatch.setattr("spectra.curvature.eigen._BASIS_BYTES", 1)
+
+    pairs = solve_planted(lanczos, matrix_PP, 4, max_products=500)
+
+    assert pairs.converged_K.all()
+    assert pairs.largest.converged
+    assert pairs.largest.value == pytest.approx(0.02, abs=1e-6)
+
+
+ABOVE = cat([[10, 8, -7, 6, 5], bulk(295, 0.5, 1.0)])
+
+
+def solve_above(above: float, *, k: int = 20, seed: int = 1) -> EigenPairs:
+    return leading_eigenpairs(
+        oracles.planted(ABOVE).mv, dim=300, k=k, rtol=1e-6, max_products=1000, above=above,
+        generator=torch.Generator().manual_seed(seed), dtype=torch.float64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_pairs_below_what_is_asked_for_cost_nothing(seed: int):
+    """Five above 2 and fifteen in a crowd below: the five are right for a part of the products."""
+    all_of_them, only = solve_above(0.0, seed=seed), solve_above(2.0, seed=seed)
+
+    assert all_of_them.converged_K.all()
+    np.testing.assert_allclose(only.values_K[:5], [10, 8, -7, 6, 5], rtol=1e-9)
+    assert only.converged_K[:5].all()
+    assert only.products < all_of_them.products / 2
+    # The rest come back as they are and say so.
+    assert only.values_K.shape == (20,)
+    assert not only.converged_K[5:].any()
+    check_certificate(only, oracles.planted(ABOVE), 2.0**-52)
+
+
+@pytest.mark.parametrize("above", [0.4, 5.5, 7.5, 20.0])
+def test_a_magnitude_that_is_asked_for_divides_right_from_unsure(above: float):
+    """Every pair above it is there, wherever it cuts the spectrum; signs do not matter."""
+    pairs = solve_above(above, k=8)
+    values = np.sort(np.abs(ABOVE))[::-1][:8]
+    wanted = values >= above
+
+    assert pairs.converged_K[wanted].all()
+    np.testing.assert_allclose(np.abs(pairs.values_K[wanted]), values[wanted], rtol=1e-9)
+    assert np.all(np.abs(pairs.values_K[~wanted]) < above)
+
+
+def test_copies_above_what_is_asked_for_are_found():
+    """The second look counts what it finds above, and does not wait for what goes on below."""
+    values = cat([[10, 10, 10, -8], bulk(296, 0.5, 1.0)])
+
+    pairs = leading_eigenpairs(
+        oracles.planted(values).mv, dim=300, k=20, rtol=1e-6, max_products=1000, above=2.0,
+        generator=torch.Generator().manual_seed(1), dtype=torch.float64,
+    )  # fmt: skip
+
+    np.testing.assert_allclose(pairs.values_K[:4], [10, 10, 10, -8], rtol=1e-9)
+    assert pairs.products < 200
+
+
 def test_certified_trusts_no_solver():
     """Vectors that are no eigenvectors: Rayleigh quotients, true residuals, not converged."""
     matrix_PP = torch.diag(torch.tensor([4.0, 1.0, -2.0], dtype=torch.float64))
     tilted_KP = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
-    pairs = certified(matrix_PP.mv, tilted_KP, k=2, rtol=1e-3, spent=10)
+    pairs = certified(tilted_KP, tilted_KP @ matrix_PP, k=2, rtol=1e-3, products=10)
 
     # 0.64·4 + 0.36·1, and |(H − 2.92)v| = 0.6·0.8·(4 − 1).
     np.testing.assert_allclose(pairs.values_K, [2.92, -2], rtol=1e-14)
     np.testing.assert_allclose(pairs.residuals_K, [1.44, 0], rtol=1e-13)
     assert pairs.converged_K.tolist() == [False, True]
     assert pairs.smallest.value == -2
-    assert pairs.products == 12
+    assert pairs.largest.value == pytest.approx(2.92)
+    assert not pairs.largest.converged
+    assert pairs.products == 10
+
+
+def test_an_end_need_not_be_better_than_what_is_asked_for():
+    """Residual 0.01 at an end of −0.2: nothing where λ_K = 1 is wanted, enough where 20 is."""
+    values = torch.tensor([1.0, -0.2 + 1e-4], dtype=torch.float64)
+    vectors_KP = torch.eye(3, dtype=torch.float64)[:2]
+    images_KP = values[:, None] * vectors_KP
+    images_KP[1, 2] = 0.01
+
+    strict, loose = (
+        certified(vectors_KP, images_KP, k=1, rtol=1e-3, products=5, above=above)
+        for above in (0.0, 20.0)
+    )
+
+    assert strict.smallest.value == loose.smallest.value == pytest.approx(-0.1999)
+    assert strict.smallest.residual == pytest.approx(0.01)
+    assert not strict.smallest.converged
+    assert loose.smallest.converged
+    assert strict.largest == loose.largest
 
 
 def test_signs_follow_the_largest_entry():
@@ -309,7 +427,7 @@ def test_signs_follow_the_largest_entry():
     v_P = torch.tensor([[-0.99, 0.14]], dtype=torch.float64)
     v_P /= v_P.norm()
     for start in (v_P, -v_P):
-        pairs = certified(matrix_PP.mv, start, k=1, rtol=1e-3, spent=0)
+        pairs = certified(start, start @ matrix_PP, k=1, rtol=1e-3, products=1)
         assert pairs.vectors_KP[0, 0] > 0 > pairs.vectors_KP[0, 1]
 
 

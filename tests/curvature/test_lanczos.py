@@ -42,7 +42,7 @@ def advance(process: Lanczos, steps: int, keep: int = 5) -> None:
 
 
 def check_invariants(process: Lanczos, matrix_PP: Tensor, dtype: torch.dtype) -> None:
-    """QQᵀ = I; C diag(θ) Cᵀ = Q H Qᵀ; the residuals implied are the residuals there are."""
+    """QQᵀ = I; C diag(θ) Cᵀ = Q H Qᵀ; images are H Q; residuals implied are those there are."""
     Q_JP, H_PP = basis_of(process), matrix_PP.numpy()
     eps, scale = EPS[dtype], np.abs(np.linalg.eigvalsh(H_PP)).max()
     ritz = process.ritz()
@@ -51,6 +51,8 @@ def check_invariants(process: Lanczos, matrix_PP: Tensor, dtype: torch.dtype) ->
     assert np.abs(Q_JP @ Q_JP.T - np.eye(process.size)).max() < 30 * eps
     projection_JJ = C_JJ @ np.diag(ritz.values_J) @ C_JJ.T
     assert np.abs(projection_JJ - Q_JP @ H_PP @ Q_JP.T).max() <= 50 * eps * scale
+    images_JP = process.images(np.eye(process.size)).double().numpy()
+    assert np.abs(images_JP - Q_JP @ H_PP).max() <= 50 * eps * scale
     vectors_JP = C_JJ.T @ Q_JP
     true_J = np.linalg.norm(vectors_JP @ H_PP - ritz.values_J[:, None] * vectors_JP, axis=1)
     assert np.abs(true_J - ritz.residuals_J).max() <= 100 * eps * scale
@@ -130,6 +132,145 @@ def test_an_invariant_krylov_space_is_noticed(dtype: torch.dtype, rank: int):
     check_invariants(process, matrix_PP, dtype)
     found = np.sort(process.ritz().values_J)[::-1][:rank]
     np.testing.assert_allclose(found, np.arange(rank, 0, -1.0), rtol=100 * EPS[dtype])
+
+
+@precisions
+@pytest.mark.parametrize("capacity", [9, 12, 40])
+def test_images_are_what_the_operator_makes_of_the_vectors(dtype: torch.dtype, capacity: int):
+    """Of Ritz vectors and of any other combination, through restarts and a fresh direction."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    process = process_of(matrix_PP, capacity=capacity, dtype=dtype)
+    mixes = np.random.default_rng(0)
+    for _ in range(6):
+        advance(process, 11)
+        process.refresh()
+        coefficients_JK = np.hstack(
+            [process.ritz().coefficients_JJ, mixes.standard_normal((process.size, 3))]
+        )
+
+        vectors_KP = process.vectors(coefficients_JK).double()
+        images_KP = process.images(coefficients_JK).double()
+
+        lengths_K = vectors_KP.norm(dim=1, keepdim=True)
+        off_KP = (images_KP - vectors_KP @ matrix_PP) / lengths_K
+        assert off_KP.abs().max() < 50 * EPS[dtype] * 1e4
+    assert process.products == 66
+
+
+@precisions
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_basis_is_filled_without_products(dtype: torch.dtype, rank: int):
+    """By orthonormal directions that the operator maps to nothing, once fresh ones were such."""
+    values = np.concatenate([np.arange(rank, 0, -1.0), np.zeros(60 - rank)])
+    # Diagonal, so that what is mapped to nothing is so exactly.
+    matrix_PP = torch.diag(torch.from_numpy(values))
+    process = process_of(matrix_PP, dtype=dtype)
+    process.negligible = 1e-3
+    while process.nulls < 2:
+        advance(process, 1)
+    spent, size = process.products, process.size
+    assert size < 20
+
+    process.fill(20)
+    process.fill(5)
+
+    assert process.size == 20
+    assert process.products == spent
+    check_invariants(process, matrix_PP, dtype)
+    np.testing.assert_allclose(
+        np.sort(process.ritz().values_J)[::-1], values[:20], atol=100 * EPS[dtype]
+    )
+
+
+def test_a_basis_is_filled_to_its_capacity_and_to_the_whole_space():
+    zero_PP = torch.zeros(6, 6, dtype=torch.float64)
+    tight, roomy = process_of(zero_PP, capacity=4), process_of(zero_PP)
+
+    tight.fill(100)
+    roomy.fill(100)
+
+    assert (tight.size, tight.full, tight.complete) == (4, True, False)
+    assert (roomy.size, roomy.full, roomy.complete) == (6, True, True)
+    for process in (tight, roomy):
+        check_invariants(process, zero_PP, torch.float64)
+
+
+def test_fresh_directions_mapped_to_nothing_are_counted():
+    """Two copies of 1 over zeros: the start does not count, nor what a direction leaves over."""
+    matrix_PP = torch.diag(torch.tensor([1.0, 1.0, *[0.0] * 28], dtype=torch.float64))
+    process = process_of(matrix_PP)
+
+    counts = []
+    for _ in range(8):
+        process.step()
+        counts.append(process.nulls)
+
+    # The start, what it leaves over, a fresh one with the second copy, what that leaves; then
+    # every direction is fresh and null.
+    assert counts == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert process.exhausted == 6
+
+
+def test_a_fresh_direction_that_is_mapped_to_something_begins_the_count_anew():
+    """What is something and what nothing is the caller's to say, and only fresh ones count."""
+    process = process_of(oracles.planted(OUTLIERS))
+    advance(process, 5)
+    process.refresh()
+    process.step()  # what waited before
+    process.negligible = 1e9
+    process.step()
+    assert (process.nulls, process.waiting) == (1, 1)
+    process.negligible = 0.0
+    process.step()  # of the old chain
+    assert process.nulls == 1
+    process.refresh()
+    advance(process, 2)
+    assert process.nulls == 0
+
+
+@pytest.mark.parametrize("capacity", [14, 60])
+def test_what_is_negligible_is_dropped_and_still_counted(capacity: int):
+    """The Krylov space is exhausted early; residuals still say what was left, also restarted."""
+    values = np.concatenate([[4.0, 3.0, 2.0], 1e-3 * np.linspace(-1, 1, 57)])
+    matrix_PP = oracles.planted(values)
+    process = process_of(matrix_PP, capacity=capacity)
+    process.negligible = 5e-3
+    advance(process, 30)
+    ritz = process.ritz()
+    Q_JP, H_PP = basis_of(process), matrix_PP.numpy()
+    vectors_JP = ritz.coefficients_JJ.T @ Q_JP
+    true_J = np.linalg.norm(vectors_JP @ H_PP - ritz.values_J[:, None] * vectors_JP, axis=1)
+
+    assert process.exhausted > 10
+    assert ritz.residuals_J.max() > 1e-4
+    # What was dropped may come back into the basis, so the sum may say too much; and two that
+    # were dropped need not be orthogonal, so it may say too little by a little.
+    assert np.all(true_J <= 1.5 * ritz.residuals_J + 1e-12)
+    exact = process_of(matrix_PP)
+    advance(exact, 30)
+    assert exact.exhausted == 0
+
+
+def test_a_direction_followed_ahead_leaves_its_rest_first():
+    """Without, what is left over waits behind the others."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    processes = [process_of(matrix_PP), process_of(matrix_PP)]
+    for process, ahead in zip(processes, (False, True), strict=True):
+        advance(process, 5)
+        process.refresh()
+        process.step()  # what waited before the fresh direction
+        assert process.waiting == 2
+        process.step(ahead=ahead)  # the fresh one
+        process.step(ahead=ahead)
+        assert process.waiting == 2
+        check_invariants(process, matrix_PP, torch.float64)
+
+    behind, followed = (basis_of(process) for process in processes)
+    np.testing.assert_allclose(behind[:7], followed[:7], atol=1e-12)
+    rest_P = matrix_PP.numpy() @ followed[6]
+    rest_P -= followed[:7].T @ (followed[:7] @ rest_P)
+    assert abs(followed[7] @ rest_P) > 0.9 * np.linalg.norm(rest_P)
+    assert abs(behind[7] @ rest_P) < 0.5 * np.linalg.norm(rest_P)
 
 
 def test_the_zero_operator_gives_directions_all_the_same():

@@ -8,10 +8,10 @@ from torch import Tensor
 
 import oracles
 from spectra.activations import ACTIVATIONS
-from spectra.curvature.inputs import SparseInputs, inputs_of
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian
 from spectra.errors import NonFiniteError
+from spectra.inputs import inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
 
@@ -118,7 +118,7 @@ def test_float32_stays_within_its_round_off(digits: tuple[Tensor, Tensor]):
     )
 
     assert error(twice(v_P)) < 1e-13
-    assert isinstance(inputs_of(x.float(), 700)[0], SparseInputs)
+    assert len(inputs_of(x.float(), chunk=700).columns.seldom_S)
     assert error(single(v_P.float())) < 2 * error(single_twice(v_P.float())) < 1e-5
 
 
@@ -128,3 +128,55 @@ def test_no_examples_and_weights_that_are_not_finite_are_refused():
         MlpHessian(Mlp((6, 4, 3)), theta_P, x[:0], y[:0])
     with pytest.raises(NonFiniteError):
         MlpHessian(Mlp((6, 4, 3)), theta_P * torch.inf, x, y)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_inputs_divided_before_are_taken_as_they_are(sparse: bool):
+    """The same products to the last bit; two networks may share them."""
+    widths = (6, 4, 5, 3)
+    theta_P, x, y = problem(widths, 11, sparse=sparse)
+    divided = inputs_of(x, chunk=4)
+    v_P = torch.linspace(-1, 1, len(theta_P), dtype=torch.float64)
+
+    for at_P in (theta_P, theta_P.flip(0)):
+        own = MlpHessian(Mlp(widths), at_P, x, y, chunk=4)
+        given = MlpHessian(Mlp(widths), at_P, x, y, inputs=divided)
+
+        assert given.columns is divided.columns
+        assert torch.equal(given(v_P), own(v_P))
+        assert torch.equal(given.gradient_P, own.gradient_P)
+        assert given.loss == own.loss
+    assert bool(len(divided.columns.seldom_S)) == sparse
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+def test_products_do_not_disturb_each_other(gauss_newton: bool):
+    """Room is shared by chunks and vectors of a block; alone or together, first or last."""
+    widths = (6, 4, 5, 3)
+    theta_P, x, y = problem(widths, 11, sparse=True)
+    draw = torch.Generator().manual_seed(4)
+    v_BP = torch.randn(3, len(theta_P), generator=draw, dtype=torch.float64)
+    hessian = MlpHessian(Mlp(widths), theta_P, x, y, chunk=4, gauss_newton=gauss_newton)
+    copy_BP = v_BP.clone()
+
+    together_BP = hessian.block(v_BP)
+    held_BP = together_BP.clone()
+    alone_BP = torch.stack([hessian(v_P) for v_P in v_BP.flip(0)]).flip(0)
+
+    assert torch.equal(together_BP, held_BP)
+    assert torch.equal(v_BP, copy_BP)
+    torch.testing.assert_close(alone_BP, together_BP, rtol=1e-13, atol=1e-15)
+    assert hessian.products == 6
+
+
+def test_theta_is_copied():
+    """The operator stays that of θ, whatever an optimiser does to the tensor afterwards."""
+    widths = (6, 4, 3)
+    theta_P, x, y = problem(widths, 11, sparse=True)
+    hessian = MlpHessian(Mlp(widths), theta_P, x, y)
+    v_P = torch.ones_like(theta_P)
+    before_P = hessian(v_P)
+
+    theta_P.zero_()
+
+    assert torch.equal(hessian(v_P), before_P)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import oracles
 from spectra.curvature.eigen import EigenPairs, leading_eigenpairs
+from spectra.curvature.equal_units import Classes, Quotient, quotient
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian, Hessian
-from spectra.curvature.spectrum import Spectrum, spectrum
+from spectra.curvature.spectrum import Merged, Spectrum, spectrum
 from spectra.errors import NonFiniteError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
@@ -167,6 +168,62 @@ def test_float32_agrees_with_an_independent_float64_solve(
     V_KP = torch.from_numpy(at.pairs.vectors_KP).double()
     for v_P, value in zip(V_KP, at.pairs.values_K, strict=True):
         assert float((product(v_P) - value * v_P).norm()) <= 1.1e-3 * abs(value)
+
+
+def repeated(small: tuple[Tensor, Tensor, Tensor], **changes: object) -> Spectrum:
+    """That of the small network with its five units repeated, fourteen in all."""
+    theta_p, x, y = small
+    widths, theta_P, _ = oracles.repeated(WIDTHS, theta_p, [(1, 2, 3, 4, 4)])
+    classes = quotient(Mlp(widths), theta_P)
+    arguments = {
+        "penalty": L2Penalty(0.001), "k": 20, "rtol": 1e-8, "max_products": 2000,
+        "solver": "lanczos", "generator": torch.Generator().manual_seed(13),
+        "merged": Merged(classes, by_hand(classes.mlp, classes.merge(theta_P), x, y, 17)),
+        **changes,
+    }  # fmt: skip
+    return spectrum(by_autodiff(Mlp(widths), theta_P, x, y, 17), theta_P, **arguments)
+
+
+def test_merging_equal_units_changes_no_value(small: tuple[Tensor, Tensor, Tensor]):
+    """Of twenty pairs, copies among them, with fewer products, each of which is told."""
+    told: list[int] = []
+
+    with_, without = repeated(small, on_product=told.append), repeated(small, merged=None)
+
+    assert (with_.units, without.units) == ((5,), ())
+    np.testing.assert_allclose(with_.pairs.values_K, without.pairs.values_K, rtol=1e-9)
+    assert np.diff(with_.pairs.values_K).min() < 0
+    assert (np.abs(np.diff(with_.pairs.values_K)) < 1e-12).sum() >= 3
+    assert with_.pairs.converged_K.all()
+    for end in ("smallest", "largest"):
+        found, expected = (getattr(at.pairs, end).value for at in (with_, without))
+        assert found == pytest.approx(expected, abs=1e-9)
+    assert told == list(range(1, with_.pairs.products + 1))
+    assert (with_.loss, with_.objective) == (without.loss, without.objective)
+    assert torch.equal(with_.gradient_P, without.gradient_P)
+
+
+def test_what_the_merged_network_cannot_give_the_whole_one_does(
+    small: tuple[Tensor, Tensor, Tensor],
+):
+    """Where classes are wrong, where merging did not pay, and by the other solver."""
+    plain = repeated(small, merged=None)
+    theta_p, x, y = small
+    widths, theta_P, _ = oracles.repeated(WIDTHS, theta_p, [(1, 2, 3, 4, 4)])
+    right = quotient(Mlp(widths), theta_P)
+    of_unit_H = right.layers[1].of_unit_H % 4
+    wrong = Classes(of_unit_H, torch.bincount(of_unit_H).double())
+    classes = Quotient(right.whole, [right.layers[0], wrong, right.layers[2]])
+    merged = Merged(classes, by_hand(classes.mlp, classes.merge(theta_P), x, y, 17))
+
+    noticed = repeated(small, merged=merged)
+    untried = repeated(small, merged=Merged(right, None))
+
+    np.testing.assert_allclose(noticed.pairs.values_K, plain.pairs.values_K, rtol=1e-9)
+    assert noticed.pairs.converged_K.all()
+    assert untried.units == (5,)
+    assert untried.pairs.vectors_KP.tobytes() == plain.pairs.vectors_KP.tobytes()
+    assert untried.pairs.products == plain.pairs.products
 
 
 def trivial_phase(x: Tensor, y: Tensor, k: int, chunk: int) -> tuple[AutodiffHessian, EigenPairs]:

@@ -1,9 +1,9 @@
 """Leading eigenpairs by ARPACK's implicitly restarted Lanczos, through `scipy`'s `eigsh`.
 
 The field's usual solver, kept as the independent one that `eigen.leading_eigenpairs` is tested
-against. It finds the smallest algebraic eigenvalue by a second search on the complement of the
-pairs found, which lies in [−|λ_K|, |λ_K|]: moved down by |λ_K|, its smallest eigenvalue is the
-largest in magnitude.
+against. An end of the spectrum that is not among the pairs found takes a second search, on their
+complement, which lies in [−|λ_K|, |λ_K|]: moved down by |λ_K|, its smallest eigenvalue is the
+largest in magnitude, and moved up its largest.
 
 Source: R. B. Lehoucq, D. C. Sorensen, C. Yang, ARPACK Users' Guide (SIAM, 1998).
 """
@@ -69,32 +69,36 @@ def leading_eigenpairs_arpack(
     order = np.argsort(-np.abs(values), kind="stable")
     values, vectors_KP = values[order], vectors_KP[order]
     found = len(values)
-    if found and values.min() >= 0:
-        ceiling = float(np.abs(values).min())
+
+    def outside(sign: float) -> Floats:
+        """The vector of the smallest (1) or largest (−1) eigenvalue off the pairs found."""
+        ceiling = sign * float(np.abs(values).min())
 
         def off(v_P: Floats) -> Floats:
-            inside_P: Floats = vectors_KP[:found].T @ (vectors_KP[:found] @ v_P)
+            inside_P: Floats = vectors_KP.T @ (vectors_KP @ v_P)
             return v_P - inside_P
 
         def shifted(v_P: Floats) -> Floats:
             v_P = off(v_P.reshape(-1))
             return off(product(v_P)) - ceiling * v_P
 
-        second_P = torch.randn(dim, generator=generator, dtype=dtype).numpy()
-        _, lowest_P = _search(
-            shifted,
-            off(second_P),
-            k=1,
-            basis=min(dim, 20),
-            tol=rtol / 2,
-            budget=max_products,
-        )
-        vectors_KP = np.concatenate([vectors_KP, lowest_P])
-    rows = torch.from_numpy(np.ascontiguousarray(vectors_KP)).to(device or "cpu")
-    pairs = certified(matvec, rows, k=found, rtol=rtol, spent=spent)
-    if found < k:  # what is missing may lie lower
-        return replace(pairs, smallest=replace(pairs.smallest, converged=False))
-    return pairs
+        start_P = off(torch.randn(dim, generator=generator, dtype=dtype).numpy())
+        return _search(
+            shifted, start_P, k=1, basis=min(dim, 20), tol=rtol / 2, budget=max_products
+        )[1]
+
+    parts, unsure = [vectors_KP], []
+    for end, sign in (("smallest", 1.0), ("largest", -1.0)):
+        beyond = found > 0 and (sign * values).min() >= 0
+        if beyond:
+            parts.append(outside(sign))
+        if found < k or (beyond and not len(parts[-1])):  # what is missing may lie further out
+            unsure.append(end)
+    rows = torch.from_numpy(np.concatenate(parts)).to(device or "cpu")
+    images_KP = torch.stack([matvec(row_P) for row_P in rows]) if len(rows) else rows
+    pairs = certified(rows, images_KP, k=found, rtol=rtol, products=spent + len(rows))
+    doubts = {end: replace(getattr(pairs, end), converged=False) for end in unsure}
+    return replace(pairs, **doubts)
 
 
 def _search(

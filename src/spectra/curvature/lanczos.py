@@ -11,6 +11,12 @@ step, a thick restart (after which B is an arrowhead), and a fresh direction aft
 space is exhausted or to look for copies of an eigenvalue, of which a Krylov space from one start
 holds only one.
 
+The images H Q are kept beside Q. They make residuals facts instead of estimates: for any
+combination x = Q s of the basis, H x = (H Q) s holds by linearity, without a further product.
+
+What a step leaves over below `negligible`, which the caller sets to a fraction of what counts as
+converged, is not pursued: the Krylov space is exhausted to that precision.
+
 Every new vector is orthogonalised against the whole basis, twice if once took away much of it
 ("twice is enough"). Without this, converged eigenvalues come back as copies: a solver of this
 field returned the largest one seven times among thirty.
@@ -60,7 +66,10 @@ class Lanczos:
     Attributes:
         size: J, the vectors in the basis.
         products: Products spent.
-        exhausted: How often the Krylov space was invariant to round-off.
+        negligible: Norm below which what a step leaves over is dropped; 0 until set, and never
+            effective below the round-off of a product.
+        exhausted: How often the Krylov space was invariant to that precision.
+        nulls: How many fresh directions in a row the operator has mapped to nothing.
     """
 
     def __init__(
@@ -71,9 +80,13 @@ class Lanczos:
         self.capacity = min(capacity, start_P.numel())
         # Rows are allocated as they are used: a converged process never touches the rest.
         self._basis_JP = start_P.new_empty((self.capacity, start_P.numel()))
+        self._images_JP = torch.empty_like(self._basis_JP)
         self._projection_JJ = np.zeros((self.capacity, self.capacity))
         self._waiting = [_Direction(start_P / start_P.norm(), np.zeros(0))]
+        self._dropped: list[NDArray[np.float64]] = []
         self._scale = 0.0
+        self.negligible = 0.0
+        self.nulls = 0
         self.dim = start_P.numel()
         self.size = 0
         self.products = 0
@@ -85,25 +98,34 @@ class Lanczos:
         return self.size == self.capacity
 
     @property
+    def waiting(self) -> int:
+        """How many directions wait to join the basis."""
+        return len(self._waiting)
+
+    @property
     def complete(self) -> bool:
         """Whether the basis spans the whole space."""
         return self.size == self.dim
 
-    def step(self) -> None:
+    def step(self, *, ahead: bool = False) -> None:
         """Add the next direction to the basis: one product.
 
         What it leaves over joins those that wait, at the end: one that waited for good, however
         weakly coupled, would hide what lies along it from all that come after.
+
+        Args:
+            ahead: Put what is left over first instead, to follow one direction for a while.
 
         Raises:
             NonFiniteError: The product is NaN or infinite.
         """
         assert not self.full
         j = self.size
-        direction_P = self._waiting.pop(0).vector_P
-        self._basis_JP[j] = direction_P
+        direction = self._waiting.pop(0)
+        self._basis_JP[j] = direction.vector_P
         self.size += 1
-        image_P = self._matvec(direction_P)
+        image_P = self._matvec(direction.vector_P)
+        self._images_JP[j] = image_P
         self.products += 1
         before = float(image_P.norm())
         if not np.isfinite(before):
@@ -112,28 +134,46 @@ class Lanczos:
                 "scale or use runtime.dtype: float64"
             )
         self._scale = max(self._scale, before)
+        limit = max(self.negligible, 4 * torch.finfo(image_P.dtype).eps * self._scale)
+        if direction.fresh:
+            self.nulls = self.nulls + 1 if before <= limit else 0
         rest_P, column_J, waiting, after = self._off_basis(image_P, before)
         self._projection_JJ[j, : j + 1] = self._projection_JJ[: j + 1, j] = column_J
         for other, part in zip(self._waiting, waiting, strict=True):
             other.coefficients_J = np.append(other.coefficients_J, part)
-        # What is left below the round-off of the product is not a direction.
-        if after > 4 * torch.finfo(image_P.dtype).eps * self._scale:
-            coefficients_J = np.append(np.zeros(j), after)
+        self._dropped = [np.append(coefficients_J, 0.0) for coefficients_J in self._dropped]
+        coefficients_J = np.append(np.zeros(j), after)
+        if after > limit:
             left_over = _Direction(rest_P / after, coefficients_J)
-            self._waiting.append(left_over)
+            self._waiting.insert(0 if ahead else len(self._waiting), left_over)
+        elif after > 0:
+            self._dropped.append(coefficients_J)
         if self.complete:
             self._waiting.clear()
+            self._dropped.clear()
         elif not self._waiting:
             self.exhausted += 1
             self.refresh()
 
+    def fill(self, size: int) -> None:
+        """Grow the basis by directions that the operator maps to nothing, without products."""
+        for j in range(self.size, min(size, self.capacity)):
+            self._basis_JP[j] = self._waiting.pop().vector_P
+            self._images_JP[j] = 0
+            self.size += 1
+            for direction in self._waiting:
+                direction.coefficients_J = np.append(direction.coefficients_J, 0.0)
+            self._dropped = [np.append(coefficients_J, 0.0) for coefficients_J in self._dropped]
+            if not self._waiting and not self.complete:
+                self.refresh()
+
     def refresh(self) -> None:
-        """Put a fresh direction first: copies of a repeated eigenvalue show in no other way."""
+        """Add a fresh direction: copies of a repeated eigenvalue show in no other way."""
         vector_P = torch.randn(self.dim, generator=self._generator, dtype=self._basis_JP.dtype).to(
             self._basis_JP.device
         )
         rest_P, _, _, norm = self._off_basis(vector_P, float(vector_P.norm()))
-        self._waiting.insert(0, _Direction(rest_P / norm, np.zeros(self.size)))
+        self._waiting.append(_Direction(rest_P / norm, np.zeros(self.size), fresh=True))
 
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present basis."""
@@ -141,14 +181,21 @@ class Lanczos:
         block_JJ = torch.from_numpy(self._projection_JJ[: self.size, : self.size])
         values_J, coefficients_JJ = (part.numpy() for part in torch.linalg.eigh(block_JJ))
         squares_J = np.zeros(self.size)
-        for direction in self._waiting:
-            squares_J += (direction.coefficients_J @ coefficients_JJ) ** 2
+        for coefficients_J in [*(d.coefficients_J for d in self._waiting), *self._dropped]:
+            squares_J += (coefficients_J @ coefficients_JJ) ** 2
         return Ritz(values_J, coefficients_JJ, np.sqrt(squares_J))
 
     def vectors(self, coefficients_JK: NDArray[np.float64]) -> Tensor:
         """Ritz vectors as rows (K, P), orthonormal to round-off."""
-        mixed_KJ = torch.from_numpy(np.ascontiguousarray(coefficients_JK.T)).to(self._basis_JP)
-        return mixed_KJ @ self._basis_JP[: self.size]
+        return self._mixed(coefficients_JK, self._basis_JP)
+
+    def images(self, coefficients_JK: NDArray[np.float64]) -> Tensor:
+        """What the operator makes of them (K, P), from the products that were computed."""
+        return self._mixed(coefficients_JK, self._images_JP)
+
+    def _mixed(self, coefficients_JK: NDArray[np.float64], rows_JP: Tensor) -> Tensor:
+        mixed_KJ = torch.from_numpy(np.ascontiguousarray(coefficients_JK.T)).to(rows_JP)
+        return mixed_KJ @ rows_JP[: self.size]
 
     def restart(self, ritz: Ritz, keep: NDArray[np.intp]) -> None:
         """Shrink the basis to some Ritz vectors; the process goes on from the same residual.
@@ -157,11 +204,14 @@ class Lanczos:
             ritz: The Ritz pairs of the present basis.
             keep: Indices of those kept, fewer than the capacity.
         """
-        vectors_KP = self.vectors(ritz.coefficients_JJ[:, keep])
+        coefficients_JK = ritz.coefficients_JJ[:, keep]
+        vectors_KP, images_KP = self.vectors(coefficients_JK), self.images(coefficients_JK)
         for direction in self._waiting:
-            direction.coefficients_J = direction.coefficients_J @ ritz.coefficients_JJ[:, keep]
+            direction.coefficients_J = direction.coefficients_J @ coefficients_JK
+        self._dropped = [coefficients_J @ coefficients_JK for coefficients_J in self._dropped]
         self.size = len(keep)
         self._basis_JP[: self.size] = vectors_KP
+        self._images_JP[: self.size] = images_KP
         self._projection_JJ[:] = 0.0
         self._projection_JJ[: self.size, : self.size] = np.diag(ritz.values_J[keep])
 
@@ -196,3 +246,4 @@ class _Direction:
 
     vector_P: Tensor
     coefficients_J: NDArray[np.float64]
+    fresh: bool = False

@@ -35,31 +35,29 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from spectra.activations import ACTIVATIONS
-from spectra.curvature.inputs import Inputs, inputs_of
+from spectra.backprop import Layers
 from spectra.curvature.operator import check_finite
+from spectra.inputs import Chunk, Inputs, Table, inputs_of
 from spectra.mlp import Mlp
-
-CHUNK = 1500
-"""Examples a chunk: some 0.8 MB for each 128-wide activation in float32."""
+from spectra.objective import cross_entropy_sum
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class CachedChunk:
     """What a product needs of a chunk and of the network, none of it depending on v.
 
-    Lists are by layer: `hidden[i]` is h_{i+1}, `slopes[i]` φ'(a_{i+1}), `bends[i]` φ'' ∘ e, and
-    `deltas[i]` δ_{i+1}, already divided by N.
+    Lists are by hidden layer: `hidden[i]` is h_{i+1}, `slopes[i]` φ'(a_{i+1}), `bends[i]` φ'' ∘ e,
+    and `deltas[i]` the δ_{i+2} above it, already divided by N. Scores and their signals lie
+    transposed, (C, n): with a few classes, that is the fast way round for matrix products.
     """
 
-    inputs: Inputs
+    inputs: Chunk
     hidden: Sequence[Tensor]
     slopes: Sequence[Tensor]
     bends: Sequence[Tensor]
     deltas: Sequence[Tensor]
-    probabilities: Tensor
+    probabilities_Cn: Tensor
 
 
 class MlpHessian:
@@ -70,12 +68,11 @@ class MlpHessian:
         theta_P: Its parameters.
         inputs_ND: All inputs.
         labels_N: All labels.
-        chunk: Examples taken together; the last chunk may be smaller.
+        chunk: Examples taken together, the last chunk may be smaller; see `inputs_of`.
         gauss_newton: Leave out the curvature of the network itself.
         threads: Shares that the chunks are divided into, each computed by a thread of its own
             on a CPU; the division decides the order of summation.
-        listed: The chunks of the inputs as `inputs_of(inputs_ND, chunk)` makes them, where the
-            data have been listed before.
+        inputs: The inputs as `inputs_of` divides them, where that has been done before.
 
     Attributes:
         dim: P.
@@ -83,6 +80,8 @@ class MlpHessian:
         products: How many products have been computed.
         loss: The mean cross-entropy at θ.
         gradient_P: Its gradient.
+        columns: How the columns of the inputs are taken.
+        chunks: What is cached of each chunk.
 
     Raises:
         ValueError: There are no examples.
@@ -96,30 +95,26 @@ class MlpHessian:
         inputs_ND: Tensor,
         labels_N: Tensor,
         *,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         gauss_newton: bool = False,
         threads: int = 1,
-        listed: Sequence[Inputs] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         if not len(labels_N):
             raise ValueError("a Hessian of a mean loss needs at least one example, got none")
         self._mlp = mlp
         self._full = not gauss_newton
-        tensors = list(mlp.split(theta_P.detach().clone()).values())
-        self._weights, self._biases = tensors[0::2], tensors[1::2]
+        self._layers = Layers(mlp, theta_P.detach().clone()[None])
+        self._weights = [weight_MHH[0] for weight_MHH in self._layers.weights]
         self.dim, self.examples, self.products = mlp.dim, len(labels_N), 0
         self.loss = 0.0
         self.gradient_P = torch.zeros_like(theta_P)
-        gradient = list(mlp.split(self.gradient_P).values())
-        listed = inputs_of(inputs_ND, chunk) if listed is None else listed
-        self._chunks = [
-            self._prepare(inputs, x, y, gradient)
-            for inputs, x, y in zip(
-                listed, inputs_ND.split(chunk), labels_N.split(chunk), strict=True
-            )
-        ]
-        size = -(-len(self._chunks) // threads)
-        self._shares = [self._chunks[i : i + size] for i in range(0, len(self._chunks), size)]
+        inputs = inputs_of(inputs_ND, chunk=chunk) if inputs is None else inputs
+        self.columns = inputs.columns
+        sizes = [len(part.often_nO) for part in inputs.chunks]
+        self.chunks = self._prepare(theta_P.detach(), inputs, labels_N.split(sizes))
+        size = -(-len(self.chunks) // threads)
+        self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
         self._pool = _pool(len(self._shares)) if theta_P.device.type == "cpu" else None
         check_finite(self)
 
@@ -138,78 +133,132 @@ class MlpHessian:
         return first_BP
 
     @torch.no_grad()
-    def _share(self, v_BP: Tensor, chunks: Sequence[_Chunk]) -> Tensor:
+    def _share(self, v_BP: Tensor, chunks: Sequence[CachedChunk]) -> Tensor:
         """The part of B products that some chunks contribute."""
         result_BP = torch.zeros_like(v_BP)
-        directions = [list(self._mlp.split(v_P).values()) for v_P in v_BP]
+        directions = [self._laid_out(v_P) for v_P in v_BP]
         results = [list(self._mlp.split(r_P).values()) for r_P in result_BP]
+        sums = [self.columns.empty(result[1]) for result in results]
+        room = _Room.of(v_BP, self._mlp.widths[1:-1], max(len(c.inputs.often_nO) for c in chunks))
         for chunk in chunks:
-            for direction, result in zip(directions, results, strict=True):
-                self._add_product(chunk, direction, result)
+            for direction, result, first in zip(directions, results, sums, strict=True):
+                self._add_product(chunk, direction, result, first, room)
+        for result, first in zip(results, sums, strict=True):
+            self.columns.add_to(first, result[0], result[1])
         return result_BP
+
+    def _laid_out(self, v_P: Tensor) -> _Direction:
+        tensors = list(self._mlp.split(v_P).values())
+        table = self.columns.table(tensors[0], tensors[1])
+        return _Direction(table, self.columns.shift(table), tensors[2::2], tensors[3::2])
 
     @torch.no_grad()
     def _prepare(
-        self, inputs: Inputs, x_nD: Tensor, labels_n: Tensor, gradient: Sequence[Tensor]
-    ) -> _Chunk:
-        """Run one chunk forward and backward, keep what products need, add its gradient."""
-        act = ACTIVATIONS[self._mlp.activation]
-        last = self._mlp.layers - 1
-        hidden: list[Tensor] = []
-        slopes: list[Tensor] = []
-        curvatures: list[Tensor] = []
-        a = inputs.times(self._weights[0]).add_(self._biases[0])
-        for i in range(last):
-            h = act.value(a)
-            hidden.append(h)
-            slopes.append(act.slope(a, h))
-            curvatures.append(act.bend(a, h))
-            a = torch.addmm(self._biases[i + 1], h, self._weights[i + 1].t())
-        self.loss += float(functional.cross_entropy(a, labels_n, reduction="sum")) / self.examples
-        p = torch.softmax(a, dim=1)
-        delta = p - functional.one_hot(labels_n, p.shape[1])
-        delta = delta.div_(self.examples)
-        deltas: list[Tensor] = [delta] * (last + 1)
-        bends: list[Tensor] = [delta] * last
-        for i in range(last, -1, -1):
-            deltas[i] = delta
-            under = delta.t() @ hidden[i - 1] if i else inputs.under(delta)
-            gradient[2 * i] += under
-            gradient[2 * i + 1] += delta.sum(0)
-            if i:
-                e = delta @ self._weights[i]
-                bends[i - 1] = curvatures[i - 1].mul_(e)
-                delta = e.mul_(slopes[i - 1])
-        return _Chunk(inputs, hidden, slopes, bends, deltas, p)
+        self, theta_P: Tensor, inputs: Inputs, labels: Sequence[Tensor]
+    ) -> list[CachedChunk]:
+        """Run every chunk forward and backward, keep what products need, add up the gradient."""
+        layers, act = self._layers, self._layers.activation
+        gradient = list(self._mlp.split(self.gradient_P).values())
+        first = self._laid_out(theta_P)
+        sums = self.columns.empty(gradient[1])
+        chunks: list[CachedChunk] = []
+        for part, labels_n in zip(inputs.chunks, labels, strict=True):
+            forward = layers.forward(part.times(first.table, first.shift_H)[None])
+            scores_Cn = forward.scores_MCN[0]
+            self.loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
+            delta = layers.loss_signal(
+                forward.scores_MCN, layers.onehot(labels_n)[None], self.examples
+            )
+            hidden = [h_MnH[0] for h_MnH in forward.hidden]
+            slopes: list[Tensor] = []
+            bends: list[Tensor] = []
+            deltas: list[Tensor] = []
+            for signal in layers.signals(forward, delta):
+                i, delta_nH = signal.layer, signal.delta_MNH[0]
+                if i:
+                    deltas.insert(0, delta_nH)
+                    gradient[2 * i].addmm_(delta_nH.t(), hidden[i - 1])
+                    gradient[2 * i + 1].add_(delta_nH.sum(0))
+                else:
+                    part.add_under(delta_nH, sums)
+                if signal.error_MNH is not None:
+                    bend = act.bend(forward.pre[i][0], hidden[i])
+                    bends.insert(0, bend.mul_(signal.error_MNH[0]))
+                    slopes.insert(0, act.slope(forward.pre[i][0], hidden[i]))
+            p_Cn = torch.softmax(scores_Cn, dim=0)
+            chunks.append(CachedChunk(part, hidden, slopes, bends, deltas, p_Cn))
+        self.columns.add_to(sums, gradient[0], gradient[1])
+        return chunks
 
     def _add_product(
-        self, chunk: _Chunk, direction: Sequence[Tensor], result: Sequence[Tensor]
+        self,
+        chunk: CachedChunk,
+        v: _Direction,
+        result: Sequence[Tensor],
+        first: Table,
+        room: _Room,
     ) -> None:
         """Add one chunk's part of Hv, by the formulas at the top of this file."""
-        last = self._mlp.layers - 1
-        ra: list[Tensor] = [chunk.inputs.times(direction[0]).add_(direction[1])]
-        rh: list[Tensor] = []
+        weights = self._weights
+        last = len(weights) - 1
+        room = room.cut(len(chunk.inputs.often_nO))
+        ra, rh = room.pre, room.hidden
+        moved = chunk.inputs.times(v.table, v.shift_H, out=ra[0] if last else None).t()
         for i in range(last):
-            rh.append(chunk.slopes[i] * ra[i])
-            moved = torch.addmm(direction[2 * i + 3], chunk.hidden[i], direction[2 * i + 2].t())
-            ra.append(moved.addmm_(rh[i], self._weights[i + 1].t()))
-        p = chunk.probabilities
-        weighted = p * ra[last]
-        rdelta = torch.addcmul(weighted, p, weighted.sum(1, keepdim=True), value=-1)
-        rdelta.div_(self.examples)
-        for i in range(last, -1, -1):
+            torch.mul(chunk.slopes[i], ra[i], out=rh[i])
+            if i + 1 < last:
+                torch.addmm(v.biases[i], chunk.hidden[i], v.weights[i].t(), out=ra[i + 1])
+                ra[i + 1].addmm_(rh[i], weights[i + 1].t())
+            else:
+                moved = torch.addmm(v.biases[i][:, None], v.weights[i], chunk.hidden[i].t())
+                moved.addmm_(weights[last], rh[i].t())
+        p_Cn = chunk.probabilities_Cn
+        weighted_Cn = p_Cn * moved
+        rdelta = torch.addcmul(weighted_Cn, p_Cn, weighted_Cn.sum(0), value=-1)
+        rdelta = rdelta.div_(self.examples).t()
+        for i in range(last, 0, -1):
             result[2 * i + 1].add_(rdelta.sum(0))
-            if not i:
-                result[0].add_(chunk.inputs.under(rdelta))
-                return
             result[2 * i].addmm_(rdelta.t(), chunk.hidden[i - 1])
-            re = rdelta @ self._weights[i]
+            re = torch.mm(rdelta, weights[i], out=room.below[i - 1])
             if self._full:
-                result[2 * i].addmm_(chunk.deltas[i].t(), rh[i - 1])
-                re.addmm_(chunk.deltas[i], direction[2 * i])
+                result[2 * i].addmm_(chunk.deltas[i - 1].t(), rh[i - 1])
+                re.addmm_(chunk.deltas[i - 1], v.weights[i - 1])
             rdelta = re.mul_(chunk.slopes[i - 1])
             if self._full:
                 rdelta.addcmul_(chunk.bends[i - 1], ra[i - 1])
+        chunk.inputs.add_under(rdelta, first)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A direction v: its first layer as chunks take it, V_i and u_i of the layers above."""
+
+    table: Table
+    shift_H: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Where a share's intermediate results go, (n, H) each by hidden layer.
+
+    Allocated once a product: memory that is given back and taken again for every chunk comes
+    from the system page by page, which costs more than the arithmetic done in it.
+    """
+
+    pre: Sequence[Tensor]
+    hidden: Sequence[Tensor]
+    below: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, like: Tensor, widths: Sequence[int], rows: int) -> _Room:
+        """Room for chunks of up to so many rows."""
+        return cls(*([like.new_empty(rows, width) for width in widths] for _ in range(3)))
+
+    def cut(self, rows: int) -> _Room:
+        """The same room for a chunk of so many rows."""
+        return _Room(*([t[:rows] for t in part] for part in (self.pre, self.hidden, self.below)))
 
 
 @cache

@@ -10,15 +10,26 @@ Letters: P parameters, K pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectra.curvature.arpack import leading_eigenpairs_arpack
 from spectra.curvature.eigen import EigenPairs, leading_eigenpairs
-from spectra.curvature.operator import Hessian
+from spectra.curvature.equal_units import Quotient
+from spectra.curvature.mlp_operator import MlpHessian
+from spectra.curvature.operator import Hessian, MatVec
+from spectra.curvature.reduction import reduced_eigenpairs
 from spectra.objective import L2Penalty
+
+
+class Merged(NamedTuple):
+    """The classes of equal units, and the quotient's Hessian where solving that pays."""
+
+    quotient: Quotient
+    hessian: MlpHessian | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Spectrum:
         gradient_ce_P: ∇L_CE(θ).
         gradient_P: ∇L_eff(θ).
         pairs: The leading eigenpairs of H_CE, with its smallest algebraic eigenvalue.
+        units: How many different units each hidden layer has, where that was looked at.
         shift: 2c, what H_eff adds to every eigenvalue.
     """
 
@@ -39,6 +51,7 @@ class Spectrum:
     gradient_ce_P: Tensor
     gradient_P: Tensor
     pairs: EigenPairs
+    units: tuple[int, ...]
     shift: float
 
 
@@ -52,6 +65,7 @@ def spectrum(
     max_products: int,
     solver: str,
     generator: torch.Generator,
+    merged: Merged | None = None,
     on_product: Callable[[int], None] = lambda _: None,
 ) -> Spectrum:
     """Compute the spectrum of the mean cross-entropy at θ.
@@ -65,33 +79,42 @@ def spectrum(
         max_products: Bound on products.
         solver: "lanczos" or "eigsh".
         generator: Gives the solver's start vector; on the CPU.
+        merged: The network with its equal units merged, to solve that instead where it pays.
         on_product: Told the running number of products.
 
     Raises:
         ValueError: `k` is not in 1..P−1.
         NonFiniteError: A product is NaN or infinite.
     """
+    spent = 0
 
-    def matvec(v_P: Tensor) -> Tensor:
-        on_product(hessian.products + 1)
-        return hessian(v_P)
+    def counted(product: MatVec) -> MatVec:
+        def matvec(v_P: Tensor) -> Tensor:
+            nonlocal spent
+            spent += 1
+            on_product(spent)
+            return product(v_P)
 
-    solve = leading_eigenpairs if solver == "lanczos" else leading_eigenpairs_arpack
-    pairs = solve(
-        matvec,
-        dim=hessian.dim,
-        k=k,
-        rtol=rtol,
-        max_products=max_products,
-        generator=generator,
-        dtype=theta_P.dtype,
-        device=theta_P.device,
-    )
+        return matvec
+
+    how: dict[str, Any] = {"k": k, "rtol": rtol, "max_products": max_products}
+    pairs = None
+    if merged is not None and merged.hessian is not None:
+        pairs = reduced_eigenpairs(
+            hessian, merged.quotient, merged.hessian, generator=generator, counted=counted, **how
+        )
+    if pairs is None:
+        solve = leading_eigenpairs if solver == "lanczos" else leading_eigenpairs_arpack
+        pairs = solve(
+            counted(hessian), dim=hessian.dim, generator=generator, dtype=theta_P.dtype,
+            device=theta_P.device, **how,
+        )  # fmt: skip
     return Spectrum(
         loss=hessian.loss,
         objective=hessian.loss + penalty.value(theta_P),
         gradient_ce_P=hessian.gradient_P,
         gradient_P=hessian.gradient_P + penalty.gradient(theta_P),
-        pairs=pairs,
+        pairs=replace(pairs, products=spent),
+        units=merged.quotient.mlp.widths[1:-1] if merged is not None else (),
         shift=penalty.shift,
     )

@@ -1,0 +1,102 @@
+"""The difference parts of a network with equal units: what they do against each other.
+
+For a class of m equal units in layer i, with x the change of a unit's weights and bias and y that
+of the weights leaving it, the Hessian on vectors α ⊗ (x, y) with Σ α = 0 is
+
+    [ H̃ᵀ diag(b) H̃    H̃ᵀ diag(s) Δ ]        H̃ = (h_{i−1}, 1),  Δ = δ_{i+1},
+    [ Δᵀ diag(s) H̃          0       ]        s = φ'(a_i),  b = φ''(a_i) ∘ e_i of one unit,
+
+for what units do against each other cancels in everything above them, to first order. All its
+classes' matrices in a layer are one operator, block diagonal; each eigenvector of a block stands
+for m − 1 copies in the space of all parameters, one for each of Helmert's contrasts α.
+
+Letters: P parameters, p of a layer's differences, G classes of two or more units, F inputs of a
+layer, Y units of the next, n examples of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.equal_units import Quotient
+from spectra.curvature.mlp_operator import MlpHessian
+from spectra.inputs import Chunk, Columns
+
+
+class Differences:
+    """The difference parts of one layer's classes, block diagonal: `v -> Dv`.
+
+    Args:
+        hessian: That of the quotient network, for what it has cached.
+        quotient: The classes.
+        layer: Hidden layer, from 0.
+
+    Attributes:
+        classes_G: The classes of two or more units.
+        counts: How many units they have.
+        dim: G (F + 1 + Y).
+    """
+
+    def __init__(self, hessian: MlpHessian, quotient: Quotient, layer: int) -> None:
+        self._layer, self._quotient = layer, quotient
+        below, own, above = quotient.layers[layer : layer + 3]
+        self.classes_G = torch.nonzero(own.counts_G > 1)[:, 0]
+        counts_G = own.counts_G[self.classes_G]
+        self.counts = [int(count) for count in counts_G]
+        self._scale_F = below.counts_G.sqrt()
+        self._sizes = (len(below.counts_G), 1, len(above.counts_G))
+        self.dim = len(self.classes_G) * sum(self._sizes)
+        every_F = torch.arange(len(below.counts_G), device=counts_G.device)
+        self._columns = Columns(every_F, every_F[:0], 0.0) if layer else hessian.columns
+        self._parts = [
+            (
+                Chunk(part.hidden[layer - 1]) if layer else part.inputs,
+                part.slopes[layer][:, self.classes_G],
+                part.bends[layer][:, self.classes_G] / counts_G,
+                part.deltas[layer] * above.counts_G.rsqrt(),
+            )
+            for part in hessian.chunks
+        ]
+
+    def split(self, v_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X (G, F), the bias's change (G,) and y (G, Y) of a vector."""
+        x_GF, u_G1, y_GY = v_p.view(len(self.classes_G), -1).split(self._sizes, dim=1)
+        return x_GF, u_G1[:, 0], y_GY
+
+    @torch.no_grad()
+    def __call__(self, v_p: Tensor) -> Tensor:
+        """The product Dv."""
+        result_p = torch.zeros_like(v_p)
+        x_GF, u_G, y_GY = self.split(v_p)
+        rx_GF, ru_G, ry_GY = self.split(result_p)
+        table = self._columns.table(x_GF * self._scale_F, u_G)
+        shift_G, sums = self._columns.shift(table), self._columns.empty(u_G)
+        for below, slopes_nG, bends_nG, deltas_nY in self._parts:
+            ra_nG = below.times(table, shift_G)
+            ry_GY += (slopes_nG * ra_nG).t() @ deltas_nY
+            signal_nG = slopes_nG * (deltas_nY @ y_GY.t()) + bends_nG * ra_nG
+            below.add_under(signal_nG, sums)
+        self._columns.add_to(sums, rx_GF, ru_G)
+        rx_GF *= self._scale_F
+        return result_p
+
+    def lift(self, x_F1Y: Tensor, index: int, copy: int) -> Tensor:
+        """Copy 0..m−2 of the eigenvector of the class with that index, for all parameters."""
+        x_F1Y = x_F1Y.to(self._scale_F)
+        below, own, above = self._quotient.layers[self._layer : self._layer + 3]
+        units = torch.nonzero(own.of_unit_H == self.classes_G[index])[:, 0][: copy + 2]
+        alpha = x_F1Y.new_ones(copy + 2)
+        alpha[-1] = -(copy + 1)
+        alpha /= math.sqrt((copy + 1) * (copy + 2))
+        x_F, u, y_Y = x_F1Y.split(self._sizes)
+        whole = self._quotient.whole
+        result_P = x_F1Y.new_zeros(whole.dim)
+        tensors = list(whole.split(result_P).values())
+        weight, bias, leaving = tensors[2 * self._layer : 2 * self._layer + 3]
+        weight[units] = torch.outer(alpha, (x_F / self._scale_F)[below.of_unit_H])
+        bias[units] = alpha * u
+        leaving[:, units] = torch.outer((y_Y * above.counts_G.rsqrt())[above.of_unit_H], alpha)
+        return result_P

@@ -1,0 +1,154 @@
+"""Products with the data matrix: sparse ones equal dense ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectra.inputs import Inputs, inputs_of
+
+
+def mostly_background(n: int, d: int, background: float) -> Tensor:
+    """A chunk with an example and two inputs that are background alone."""
+    draw = torch.Generator().manual_seed(1)
+    x = torch.rand(n, d, generator=draw, dtype=torch.float64) + background
+    x[torch.rand(n, d, generator=draw) < 0.75] = background
+    x[n // 2] = background
+    x[:, [0, d - 1]] = background
+    return x
+
+
+@pytest.mark.parametrize("background", [0.0, -0.4242])
+@pytest.mark.parametrize("chunk", [1, 7, 40, 100], ids=str)
+def test_products_equal_those_of_the_matrix(chunk: int, background: float):
+    """Often and seldom columns, ragged last chunks, empty rows and constant columns."""
+    x = mostly_background(40, 9, background)
+    x[:, 4] += 0.5  # off the background everywhere
+    draw = torch.Generator().manual_seed(2)
+    weight, delta = (torch.randn(s, generator=draw, dtype=torch.float64) for s in ((5, 9), (40, 5)))
+    bias = torch.randn(5, generator=draw, dtype=torch.float64)
+
+    inputs = inputs_of(x, chunk=chunk)
+    table, sums = inputs.columns.table(weight, bias), inputs.columns.empty(bias)
+    product = torch.cat([part.times(table, inputs.columns.shift(table)) for part in inputs.chunks])
+    for part, d_nH in zip(inputs.chunks, delta.split(chunk), strict=True):
+        part.add_under(d_nH, sums)
+    under, total = torch.ones_like(weight), torch.ones_like(bias)
+    inputs.columns.add_to(sums, under, total)
+
+    assert 0 < len(inputs.columns.often_O) < 9
+    torch.testing.assert_close(product, x @ weight.T + bias, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(under, delta.T @ x + 1, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(total, delta.sum(0) + 1, rtol=1e-13, atol=1e-13)
+
+
+def products(
+    inputs: Inputs, weight: Tensor, bias: Tensor, delta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X Vᵀ + u, Dᵀ X and Dᵀ 1 by way of the chunks."""
+    columns = inputs.columns
+    table, sums = columns.table(weight, bias), columns.empty(bias)
+    shift, start, up = columns.shift(table), 0, []
+    for part in inputs.chunks:
+        rows = len(part.often_nO)
+        up.append(part.times(table, shift))
+        part.add_under(delta[start : start + rows], sums)
+        start += rows
+    under, total = torch.zeros_like(weight), torch.zeros_like(bias)
+    columns.add_to(sums, under, total)
+    return torch.cat(up), under, total
+
+
+def layer(d: int, n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """V, u and D for n examples of d inputs."""
+    draw = torch.Generator().manual_seed(2)
+    shapes = ((5, d), (5,), (n, 5))
+    return tuple(torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+                 for shape in shapes)  # fmt: skip
+
+
+def check(inputs: Inputs, x: Tensor) -> None:
+    weight, bias, delta = layer(x.shape[1], len(x))
+    up, under, total = products(inputs, weight, bias, delta)
+    torch.testing.assert_close(up, x @ weight.T + bias, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(under, delta.T @ x, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(total, delta.sum(0), rtol=1e-12, atol=1e-13)
+
+
+BACKGROUND = -0.4242
+EDGES = {
+    "all background": torch.full((7, 3), BACKGROUND, dtype=torch.float64),
+    "all zero": torch.zeros(7, 3, dtype=torch.float64),
+    "one example": mostly_background(1, 9, BACKGROUND),
+    "one input": mostly_background(20, 1, BACKGROUND),
+    "every column often": torch.tensor([[-1, 0, 0, -1, -1]] * 7 + [[1, -1, -1, 2, 0]] * 5).double(),
+    "no background at all": torch.rand(7, 3, generator=torch.Generator().manual_seed(5)).double(),
+}
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("name", EDGES)
+def test_there_is_nothing_that_cannot_be_divided(name: str, chunk: int):
+    """Neither kind of columns has to be there."""
+    x = EDGES[name]
+    inputs = inputs_of(x, chunk=chunk)
+
+    assert sum(len(part.often_nO) for part in inputs.chunks) == len(x)
+    check(inputs, x)
+
+
+def test_a_product_goes_where_it_is_told():
+    """And what is there already does not matter; the data and the table are read only."""
+    x = mostly_background(12, 9, BACKGROUND)
+    x[:, 4] += 0.5
+    inputs = inputs_of(x, chunk=12)
+    weight, bias, _ = layer(9, 12)
+    table = inputs.columns.table(weight, bias)
+    shift = inputs.columns.shift(table)
+    room = torch.full((12, 5), torch.nan, dtype=torch.float64)
+    held = [x.clone(), weight.clone(), bias.clone(), shift.clone()]
+
+    returned = inputs.chunks[0].times(table, shift, out=room)
+
+    assert returned.data_ptr() == room.data_ptr()
+    torch.testing.assert_close(room, x @ weight.T + bias, rtol=1e-13, atol=1e-13)
+    for tensor, copy in zip([x, weight, bias, shift], held, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+def test_float32_stays_float32_within_its_round_off(digits: tuple[Tensor, Tensor]):
+    """Real digits, where the background of 784 columns cancels against their values."""
+    x, _ = digits
+    weight, bias, delta = layer(784, len(x))
+
+    inputs = inputs_of(x.float(), chunk=1000)
+    up, under, total = products(inputs, weight.float(), bias.float(), delta.float())
+
+    assert {up.dtype, under.dtype, total.dtype} == {torch.float32}
+    for actual, expected in (
+        (up, x @ weight.T + bias), (under, delta.T @ x), (total, delta.sum(0))
+    ):  # fmt: skip
+        assert (actual.double() - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_columns_are_divided_by_how_often_they_are_off_the_background():
+    """At the share that decides and just below it; every column is one or the other."""
+    x = torch.zeros(100, 4)
+    for column, count in enumerate((34, 35, 0, 90)):
+        x[:count, column] = 1.0
+
+    columns = inputs_of(x).columns
+
+    assert columns.seldom_S.tolist() == [0, 2]
+    assert columns.often_O.tolist() == [1, 3]
+    assert columns.background == 0
+
+
+def test_the_sparse_form_is_chosen_for_digits_and_not_for_noise(digits: tuple[Tensor, Tensor]):
+    x, _ = digits
+    noise = torch.randn(100, 20, generator=torch.Generator().manual_seed(3))
+
+    assert len(inputs_of(x, chunk=1000).columns.seldom_S) > 400
+    assert len(inputs_of(x, chunk=1000).chunks) == 3
+    assert not len(inputs_of(noise, chunk=40).columns.seldom_S)
