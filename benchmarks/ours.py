@@ -21,10 +21,12 @@ from torch import Tensor
 from benchmarks.contender import Contender, MatVec, MissingError, Pairs
 from benchmarks.timing import now
 from benchmarks.workload import BATCH, HIDDEN, LR, MEAN, STD, Problem
-from spectra.curvature.eigen import leading_eigenpairs
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian
+from spectra.curvature.spectrum import merged, spectrum
 from spectra.errors import DivergedError
+from spectra.inputs import inputs_of
+from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
 from spectra.train import Examples, Optimisation, evaluate, train, train_stack
 
@@ -61,17 +63,26 @@ def judge(problem: Problem, *, dtype: torch.dtype = torch.float32) -> MatVec:
 
 
 def leading(problem: Problem, k: int, rtol: float) -> Pairs:
-    """The leading eigenpairs, the setting up of the product included."""
-    found = leading_eigenpairs(
-        operator(problem),
-        dim=problem.mlp.dim,
+    """The leading eigenpairs, everything that has to be set up included."""
+    inputs = inputs_of(problem.train.inputs_ND)
+
+    def fused(mlp: Mlp, theta_P: Tensor) -> MlpHessian:
+        return MlpHessian(
+            mlp, theta_P, problem.train.inputs_ND, problem.train.labels_N,
+            threads=problem.threads, inputs=inputs,
+        )  # fmt: skip
+
+    found = spectrum(
+        fused(problem.mlp, problem.theta_P),
+        problem.theta_P,
+        penalty=L2Penalty(problem.l2),
         k=k,
         rtol=rtol,
         max_products=_MAX_PRODUCTS,
+        solver="lanczos",
         generator=torch.Generator().manual_seed(0),
-        dtype=problem.theta_P.dtype,
-        device=problem.device,
-    )
+        merged=merged(problem.mlp, problem.theta_P, fused, within=rtol / 100),
+    ).pairs
     vectors_KP = torch.as_tensor(found.vectors_KP).to(problem.device)
     return Pairs(found.values_K.astype("float64"), vectors_KP, found.products)
 

@@ -25,7 +25,7 @@ MEAN, STD = 0.1307, 0.3081
 LR, BATCH = 0.0015, 64
 """Adam's, in the published recipe."""
 
-STRENGTHS = {"learnt": 0.01, "trivial": 0.06}
+STRENGTHS = {"learnt": 0.001, "trivial": 0.06}
 """The networks and the λ they were trained at."""
 
 HIDDEN = (128, 128)

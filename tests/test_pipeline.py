@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -565,6 +566,55 @@ def test_a_strength_that_fails_leaves_the_ones_before(
     monkeypatch.undo()
     assert sweep(tiny(artifacts__out=str(folder))).reused == 2
     assert contents(folder) == contents(done)
+
+
+def test_what_is_under_way_is_finished_when_a_strength_fails(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first strength fails while the second is analysed: the second is on the disk."""
+    usual, second = pipeline.solve.analyse, threading.Event()
+
+    def first_fails(bench: object, *given: object, **named: object) -> object:
+        if named["penalty"].l2 == 0.0:
+            assert second.wait(60)
+            raise NotConvergedError("planted")
+        second.set()
+        return usual(bench, *given, **named)
+
+    monkeypatch.setattr(pipeline.solve, "analyse", first_fails)
+    with pytest.raises(NotConvergedError, match="planted"):
+        sweep(tiny(artifacts__out=str(tmp_path), runtime__threads=2))
+
+    assert 0.002 in {record.l2 for record in Store(tmp_path).records()}
+
+
+def test_how_many_spectra_are_under_way_changes_no_byte(
+    tiny: Tiny, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for count in (0, 3):
+        monkeypatch.setattr("spectra.workbench.Workbench.workers", count)
+        sweep(tiny(artifacts__out=str(tmp_path / str(count))))
+        assert contents(tmp_path / str(count)) == contents(done)
+
+
+@pytest.mark.parametrize("protocol", ["independent", "continuation"])
+def test_a_stack_resumes_to_the_same_bytes(tiny: Tiny, tmp_path: Path, protocol: str):
+    """One member of a group is lost; the group is trained whole, the others stay untouched."""
+    params = tiny(
+        artifacts__out=str(tmp_path), train__stack=3, sweep__protocol=protocol, sweep__ids=[1, 2],
+        sweep__strengths=[0.0, 0.002, 0.01],
+    )  # fmt: skip
+    sweep(params)
+    before, untouched = contents(tmp_path), touched(tmp_path)
+    (tmp_path / "manifest-2-0.00200.json").unlink()
+
+    assert sweep(params).reused == 5
+
+    assert contents(tmp_path) == before
+    kept = {name for name in untouched if "2-0.00200" not in name and "Model" not in name}
+    assert {n: t for n, t in touched(tmp_path).items() if n in kept} == {
+        name: untouched[name] for name in kept
+    }
 
 
 def test_a_diverging_rate_says_so(tiny: Tiny, tmp_path: Path):

@@ -36,11 +36,13 @@ GRID = {"sweep.l2_min", "sweep.l2_max", "sweep.points", "sweep.strengths", "swee
         "sweep.direction"}  # fmt: skip
 
 
-def laid(*, data: str = "d", reference: str | None = None, **settings: object) -> Plan:
+def laid(
+    *, data: str = "d", reference: str | None = None, stack: int = 1, **settings: object
+) -> Plan:
     chosen = {"sweep.strengths": [0.0, 0.1, 0.2]}
     chosen |= {name.replace("__", "."): value for name, value in settings.items()}
     params = load(None, environ={}, overrides=chosen)
-    return plan(params, data_digest=data, reference_digest=reference)
+    return plan(params, data_digest=data, reference_digest=reference, stack=stack)
 
 
 def digests(found: Plan, replicate: int = 1) -> list[str]:
@@ -146,6 +148,33 @@ def test_replicates_are_chains_of_their_own():
     assert len({task.digest for task in both.tasks}) == 6
     assert digests(both, 2) == digests(laid(sweep__ids=[2]), 2)
     assert both.digest != laid().digest
+
+
+def test_stacks_follow_from_the_grid_alone():
+    """Replicates side by side in a chain, strengths in their order where they are independent."""
+    independent = laid(stack=2, sweep__protocol="independent", sweep__ids=[1, 2])
+    chained = laid(stack=2, sweep__ids=[1, 2, 3])
+
+    members = [[(t.replicate, t.l2) for t in group] for group in independent.groups]
+    assert members == [[(1, 0.0), (1, 0.1)], [(1, 0.2), (2, 0.0)], [(2, 0.1), (2, 0.2)]]
+    members = [[(t.replicate, t.l2) for t in group] for group in chained.groups]
+    assert members == [
+        [(1, 0.0), (2, 0.0)], [(1, 0.1), (2, 0.1)], [(1, 0.2), (2, 0.2)],
+        [(3, 0.0)], [(3, 0.1)], [(3, 0.2)],
+    ]  # fmt: skip
+    first, second, _ = chained.chains[2]
+    assert second.previous is first
+    assert len({task.digest for task in chained.tasks}) == 9
+
+
+def test_a_member_of_a_stack_is_bound_to_those_beside_it():
+    """Whom it trains with can change its last bits; alone it is bound to nobody."""
+    alone = laid(sweep__ids=[1])
+    assert digests(laid(stack=4, sweep__ids=[1])) == digests(alone)
+    assert digests(laid(stack=1, sweep__ids=[1, 2])) == digests(alone)
+    assert not set(digests(laid(stack=4, sweep__ids=[1, 2]))) & set(digests(alone))
+    pair, trio = (laid(stack=4, sweep__ids=ids) for ids in ([1, 2], [1, 2, 3]))
+    assert not set(digests(pair)) & set(digests(trio))
 
 
 def test_the_parameters_of_a_plan_are_those_of_its_digests():

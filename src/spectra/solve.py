@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,7 @@ from spectra.artifacts import Record, Store
 from spectra.curvature.equal_units import quotient
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian, Hessian
-from spectra.curvature.reduction import WORTHWHILE
-from spectra.curvature.spectrum import Merged, Spectrum, spectrum
+from spectra.curvature.spectrum import Merged, Spectrum, merged, spectrum
 from spectra.errors import DivergedError, NotConvergedError, ParameterError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
@@ -128,11 +128,10 @@ def _merged(bench: Workbench, network: Mlp, theta_P: Tensor) -> Merged:
     Units count as equal within a hundredth of the tolerance of the eigenpairs.
     """
     wanted = bench.params.spectrum
-    classes = quotient(network, theta_P, within=wanted.rtol / 100)
-    able = wanted.merge_units and bench.alone
-    if not able or classes.mlp.dim > WORTHWHILE * network.dim:
-        return Merged(classes, None)
-    return Merged(classes, _fused(bench, classes.mlp, classes.merge(theta_P)))
+    within = wanted.rtol / 100
+    if not (wanted.merge_units and bench.alone):
+        return Merged(quotient(network, theta_P, within), None)
+    return merged(network, theta_P, partial(_fused, bench), within=within)
 
 
 def _fused(bench: Workbench, network: Mlp, theta_P: Tensor) -> MlpHessian:

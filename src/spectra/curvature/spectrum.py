@@ -18,10 +18,11 @@ from torch import Tensor
 
 from spectra.curvature.arpack import leading_eigenpairs_arpack
 from spectra.curvature.eigen import EigenPairs, leading_eigenpairs
-from spectra.curvature.equal_units import Quotient
+from spectra.curvature.equal_units import Quotient, quotient
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import Hessian, MatVec
-from spectra.curvature.reduction import reduced_eigenpairs
+from spectra.curvature.reduction import WORTHWHILE, reduced_eigenpairs
+from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 
 
@@ -30,6 +31,23 @@ class Merged(NamedTuple):
 
     quotient: Quotient
     hessian: MlpHessian | None
+
+
+def merged(
+    mlp: Mlp, theta_P: Tensor, fused: Callable[[Mlp, Tensor], MlpHessian], *, within: float
+) -> Merged:
+    """Look for equal units, and set up the quotient's Hessian where that pays.
+
+    Args:
+        mlp: The network.
+        theta_P: Its parameters.
+        fused: Makes the Hessian of a network of this family on the data.
+        within: See `equal_units.quotient`.
+    """
+    classes = quotient(mlp, theta_P, within)
+    if classes.mlp.dim > WORTHWHILE * mlp.dim:
+        return Merged(classes, None)
+    return Merged(classes, fused(classes.mlp, classes.merge(theta_P)))
 
 
 @dataclass(frozen=True)
