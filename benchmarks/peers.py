@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -214,14 +215,11 @@ EIGENTHINGS = Contender(
     note=_eigenthings_note,
     tune=_eigenthings_tune,
 )
-EIGENTHINGS_DEFAULTS = Contender(
+EIGENTHINGS_DEFAULTS = replace(
+    EIGENTHINGS,
     name="eigenthings-defaults",
     title="hessian-eigenthings, its defaults",
-    operator=EIGENTHINGS.operator,
     leading=_eigenthings_defaults,
-    package="hessian_eigenthings",
-    note=_eigenthings_note,
-    tune=_eigenthings_tune,
 )
 PYHESSIAN = Contender(
     name="pyhessian",

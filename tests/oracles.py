@@ -12,6 +12,7 @@ import gzip
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def mean_loss(
         return (torch.logsumexp(z_NC, 1) - right_N).mean() + penalty
 
     return loss
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small network, and how often each of its hidden units is repeated."""
+
+    widths: tuple[int, ...]
+    copies: Sequence[Sequence[int]]
+
+
+REPEATED = {
+    "one layer": Case((4, 3, 3), [(1, 2, 3)]),
+    "one class": Case((4, 1, 3), [(5,)]),
+    "two layers": Case((4, 3, 2, 3), [(1, 2, 3), (5, 2)]),
+    "the second of two": Case((4, 3, 2, 3), [(1, 1, 1), (3, 2)]),
+    "three layers": Case((3, 2, 2, 2, 3), [(2, 1), (3, 2), (1, 2)]),
+}
 
 
 def repeated(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spectra.errors import ParameterError
-from spectra.runtime import generator, prepare
+from spectra.runtime import alone, generator, prepare, threads
 
 
 @pytest.fixture
@@ -145,3 +145,23 @@ def test_auto_takes_cuda_where_there_is_one(
 
     assert runtime.device.type == chosen
     assert runtime.dtype == torch.float32
+
+
+def test_threads_are_given_back_even_after_a_failure():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_thread_alone_has_no_others_and_no_denormals():
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(2)
+
+    alone()
+
+    assert torch.get_num_threads() == 1
+    assert (torch.tensor([1e-30]) * 1e-10).item() == 0

@@ -40,7 +40,10 @@ SPARSE_BELOW = 0.5
 
 @dataclass(frozen=True)
 class Table:
-    """A first layer (V, u) as products with chunks take it, or what chunks add up to."""
+    """A first layer (V, u) as products with chunks take it, or what chunks add up to.
+
+    In the former the background's share c V 1 of the seldom columns is part of the bias.
+    """
 
     often_OH: Tensor
     seldom_SH: Tensor
@@ -66,7 +69,10 @@ class Columns:
         weight_DH = weight_HD.t()
         if not len(self.seldom_S):
             return Table(weight_DH, weight_DH[:0], bias_H)
-        return Table(weight_DH[self.often_O], weight_DH[self.seldom_S], bias_H)
+        seldom_SH = weight_DH[self.seldom_S]
+        if self.background:
+            bias_H = torch.add(bias_H, seldom_SH.sum(0), alpha=self.background)
+        return Table(weight_DH[self.often_O], seldom_SH, bias_H)
 
     def empty(self, like_H: Tensor) -> Table:
         """Zeros for as many units as a bias has, in its dtype and on its device."""
@@ -76,12 +82,6 @@ class Columns:
             like_H.new_zeros(len(self.seldom_S), hidden),
             like_H.new_zeros(hidden),
         )
-
-    def shift(self, table: Table) -> Tensor:
-        """What every example gets besides its products: the bias and the background's share."""
-        if not self.background or not len(self.seldom_S):
-            return table.bias_H
-        return torch.add(table.bias_H, table.seldom_SH.sum(0), alpha=self.background)
 
     def add_to(self, sums: Table, weight_HD: Tensor, bias_H: Tensor) -> None:
         """Add what chunks have added up, Dᵀ S and Dᵀ 1, to a weight's and a bias's result."""
@@ -125,9 +125,9 @@ class Chunk:
     by_example: Entries | None = None
     by_column: Entries | None = None
 
-    def times(self, table: Table, shift_H: Tensor, out: Tensor | None = None) -> Tensor:
-        """X Vᵀ + u, of shape (n, H), into `out` where given; `shift_H` is `Columns.shift`'s."""
-        product_nH = torch.addmm(shift_H, self.often_nO, table.often_OH, out=out)
+    def times(self, table: Table) -> Tensor:
+        """X Vᵀ + u, of shape (n, H)."""
+        product_nH = torch.addmm(table.bias_H, self.often_nO, table.often_OH)
         if self.by_example is not None:
             product_nH += self.by_example.times(table.seldom_SH)
         return product_nH
@@ -146,6 +146,10 @@ class Inputs:
 
     columns: Columns
     chunks: Sequence[Chunk]
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to the rows of X, such as their labels, in the same chunks."""
+        return torch.split(rows, [len(chunk.often_nO) for chunk in self.chunks])
 
 
 def inputs_of(x_ND: Tensor, chunk: int | None = None) -> Inputs:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spectra import artifacts, data, estimate, plan, report, runs, solve
+from spectra import artifacts, data, estimate, plan, report, runs, runtime, solve
 from spectra.artifacts import Record, Store
 from spectra.curvature.spectrum import Spectrum
 from spectra.errors import DivergedError, NumericalError, UsageError
@@ -236,7 +236,7 @@ def _done(
     reached: dict[str, Tensor] = {}
     underway: deque[tuple[int, Future[tuple[Record, float | None]]]] = deque()
     step = 0
-    with Workers(bench.workers, bench.prepare_thread) as workers:
+    with Workers(bench.workers, partial(runtime.prepare_thread, bench.machine)) as workers:
         try:
             for group in laid.groups:
                 # One strength waits for each that is under way, so that workers never do.

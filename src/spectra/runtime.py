@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import random
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +68,28 @@ def prepare(*, seed: int, device: str, dtype: str, threads: int) -> Runtime:
     return Runtime(torch.device(chosen), getattr(torch, dtype))
 
 
-def prepare_thread(machine: Runtime) -> None:
-    """Set up a thread that computes beside others: alone, and on a GPU in a stream of its own."""
+def alone() -> None:
+    """Set up a thread that does its linear algebra by itself, beside others that do the same."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+def prepare_thread(machine: Runtime) -> None:
+    """Set up a thread that computes beside others: alone, and on a GPU in a stream of its own."""
+    alone()
     if machine.device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Linear algebra with so many threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def generator(seed: int, replicate: int, purpose: str, l2: float = 0.0) -> torch.Generator:

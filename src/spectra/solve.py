@@ -7,6 +7,7 @@ they run is not their business.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectra import artifacts
+from spectra import artifacts, runtime
 from spectra.artifacts import Record, Store
 from spectra.curvature.equal_units import quotient
 from spectra.curvature.mlp_operator import MlpHessian
@@ -102,10 +103,7 @@ def analyse(
     """
     check_pairs(bench, network)
     wanted = bench.params.spectrum
-    threads = torch.get_num_threads()
-    if bench.alone:
-        torch.set_num_threads(1)
-    try:
+    with runtime.threads(1) if bench.alone else nullcontext():
         return spectrum(
             hessian(bench, network, theta_P),
             theta_P,
@@ -118,8 +116,6 @@ def analyse(
             merged=_merged(bench, network, theta_P),
             on_product=on_product,
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _merged(bench: Workbench, network: Mlp, theta_P: Tensor) -> Merged:

@@ -29,6 +29,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from spectra import runtime
 from spectra.backprop import Layers
 from spectra.errors import DivergedError
 from spectra.inputs import Inputs, inputs_of
@@ -151,14 +152,14 @@ def train_stack(
     Returns:
         What became of each: its weights, or why it has none.
     """
-    members = [_Member(*own) for own in enumerate(zip(penalties, generators, strict=True))]
+    members = [
+        _Member(number, penalty, generator)
+        for number, (penalty, generator) in enumerate(zip(penalties, generators, strict=True))
+    ]
     descent = _Descent(mlp, theta_MP, data, penalties, how)
-    left = members
-    threads = torch.get_num_threads()
-    torch.set_num_threads(how.threads)
-    try:
+    left, count = members, len(data.labels_N)
+    with runtime.threads(how.threads):
         for number in range(1, how.max_epochs + 1):
-            count = len(data.labels_N)
             descent.one_pass([torch.randperm(count, generator=m.generator) for m in left])
             for member, theta_P in zip(left, descent.theta_MP, strict=True):
                 epoch = _measure(number, mlp, theta_P, data, test, member.penalty)
@@ -170,8 +171,6 @@ def train_stack(
                 stay = [i for i, member in enumerate(left) if not member.outcome]
                 left = [left[i] for i in stay]
                 descent = descent.only(stay)
-    finally:
-        torch.set_num_threads(threads)
     return [member.outcome or member.trained() for member in members]
 
 
@@ -180,20 +179,13 @@ class _Member:
     """A network of a stack: how it has fared, and what became of it once it has stopped."""
 
     number: int
-    own: tuple[L2Penalty, torch.Generator]
+    penalty: L2Penalty
+    generator: torch.Generator
     history: list[Epoch] = field(default_factory=list)
     best: Epoch | None = None
     best_theta_P: Tensor | None = None
     stale: int = 0
     outcome: Trained | DivergedError | None = None
-
-    @property
-    def penalty(self) -> L2Penalty:
-        return self.own[0]
-
-    @property
-    def generator(self) -> torch.Generator:
-        return self.own[1]
 
     def note(self, epoch: Epoch, theta_P: Tensor, how: Optimisation) -> None:
         """Take in an epoch, and stop if it was not finite or `patience` brought nothing."""
@@ -345,15 +337,12 @@ def _measure(
 @torch.no_grad()
 def evaluate(mlp: Mlp, theta_P: Tensor, examples: Examples) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (percent), accumulated over chunks in float64."""
-    layers, columns = Layers(mlp, theta_P[None]), examples.inputs.columns
-    table = columns.table(layers.weights[0][0], layers.biases[0][0])
-    shift_H = columns.shift(table)
-    chunks = examples.inputs.chunks
-    labels = examples.labels_N.split([len(chunk.often_nO) for chunk in chunks])
+    layers, inputs = Layers(mlp, theta_P[None]), examples.inputs
+    table = inputs.columns.table(layers.weights[0][0], layers.biases[0][0])
     loss = torch.zeros((), dtype=torch.float64, device=theta_P.device)
     hits = torch.zeros((), dtype=torch.int64, device=theta_P.device)
-    for chunk, y in zip(chunks, labels, strict=True):
-        scores_nC = layers.forward(chunk.times(table, shift_H)[None]).scores_MCN[0].t()
+    for chunk, y in zip(inputs.chunks, inputs.split(examples.labels_N), strict=True):
+        scores_nC = layers.forward(chunk.times(table)[None]).scores_MCN[0].t()
         loss += cross_entropy_sum(scores_nC, y, exact=True)
         hits += (scores_nC.argmax(dim=1) == y).sum()
     return float(loss) / len(examples.labels_N), 100 * int(hits) / len(examples.labels_N)

@@ -81,10 +81,6 @@ class Workbench:
             return 0
         return self.params.runtime.threads if self.machine.device.type == "cpu" else 1
 
-    def prepare_thread(self) -> None:
-        """What a worker thread needs before it computes."""
-        runtime.prepare_thread(self.machine)
-
     def penalty(self, l2: float) -> L2Penalty:
         """The penalty at a strength, in the convention and around the point asked for."""
         point = self.reference[0] if self.reference else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import oracles
+from oracles import REPEATED, Case
 from spectra.activations import ACTIVATIONS
 from spectra.curvature.equal_units import quotient
 from spectra.mlp import Mlp
@@ -17,22 +18,7 @@ from spectra.mlp import Mlp
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A small network, and how often each of its hidden units is repeated."""
-
-    widths: tuple[int, ...]
-    copies: Sequence[Sequence[int]]
-
-
-CASES = {
-    "one layer": Case((4, 3, 3), [(1, 2, 3)]),
-    "one class": Case((4, 1, 3), [(5,)]),
-    "two layers": Case((4, 3, 2, 3), [(1, 2, 3), (5, 2)]),
-    "the second of two": Case((4, 3, 2, 3), [(1, 1, 1), (3, 2)]),
-    "three layers": Case((3, 2, 2, 2, 3), [(2, 1), (3, 2), (1, 2)]),
-}
-cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+cases = pytest.mark.parametrize("case", REPEATED.values(), ids=REPEATED)
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 
@@ -169,7 +155,7 @@ def test_a_chain_of_neighbours_is_not_one_class():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_round_off_makes_no_difference(dtype: torch.dtype):
     """Four eps on every weight; sixty-four are more than round-off."""
-    planted = plant(CASES["two layers"])
+    planted = plant(REPEATED["two layers"])
     theta_P = planted.theta_P.to(dtype)
     draw = torch.Generator().manual_seed(32)
     signs_P = torch.randint(0, 2, theta_P.shape, generator=draw).mul(2).sub(1).to(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 import oracles
+from oracles import REPEATED, Case
 from spectra.activations import ACTIVATIONS
 from spectra.curvature.differences import Differences
 from spectra.curvature.eigen import EigenPairs
@@ -25,20 +25,7 @@ BACKGROUND = -0.4242
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A small network, and how often each of its hidden units is repeated."""
-
-    widths: tuple[int, ...]
-    copies: Sequence[Sequence[int]]
-
-
-CASES = {
-    "one layer": Case((4, 3, 3), [(1, 2, 3)]),
-    "one class": Case((4, 1, 3), [(5,)]),
-    "two layers": Case((4, 3, 2, 3), [(1, 2, 3), (5, 2)]),
-    "the second of two": Case((4, 3, 2, 3), [(1, 1, 1), (3, 2)]),
-    "three layers": Case((3, 2, 2, 2, 3), [(2, 1), (3, 2), (1, 2)]),
+CASES = REPEATED | {
     "many inputs": Case((12, 2, 3), [(2, 3)]),
     "one class in the middle": Case((3, 2, 1, 1, 3), [(1, 1), (5,), (1,)]),
 }

@@ -73,9 +73,9 @@ class Differences:
         x_GF, u_G, y_GY = self.split(v_p)
         rx_GF, ru_G, ry_GY = self.split(result_p)
         table = self._columns.table(x_GF * self._scale_F, u_G)
-        shift_G, sums = self._columns.shift(table), self._columns.empty(u_G)
+        sums = self._columns.empty(u_G)
         for below, slopes_nG, bends_nG, deltas_nY in self._parts:
-            ra_nG = below.times(table, shift_G)
+            ra_nG = below.times(table)
             ry_GY += (slopes_nG * ra_nG).t() @ deltas_nY
             signal_nG = slopes_nG * (deltas_nY @ y_GY.t()) + bends_nG * ra_nG
             below.add_under(signal_nG, sums)

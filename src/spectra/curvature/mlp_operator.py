@@ -36,6 +36,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from spectra import runtime
 from spectra.backprop import Layers
 from spectra.curvature.operator import check_finite
 from spectra.inputs import Chunk, Inputs, Table, inputs_of
@@ -111,8 +112,7 @@ class MlpHessian:
         self.gradient_P = torch.zeros_like(theta_P)
         inputs = inputs_of(inputs_ND, chunk=chunk) if inputs is None else inputs
         self.columns = inputs.columns
-        sizes = [len(part.often_nO) for part in inputs.chunks]
-        self.chunks = self._prepare(theta_P.detach(), inputs, labels_N.split(sizes))
+        self.chunks = self._prepare(theta_P.detach(), inputs, inputs.split(labels_N))
         size = -(-len(self.chunks) // threads)
         self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
         self._pool = _pool(len(self._shares)) if theta_P.device.type == "cpu" else None
@@ -139,10 +139,9 @@ class MlpHessian:
         directions = [self._laid_out(v_P) for v_P in v_BP]
         results = [list(self._mlp.split(r_P).values()) for r_P in result_BP]
         sums = [self.columns.empty(result[1]) for result in results]
-        room = _Room.of(v_BP, self._mlp.widths[1:-1], max(len(c.inputs.often_nO) for c in chunks))
         for chunk in chunks:
             for direction, result, first in zip(directions, results, sums, strict=True):
-                self._add_product(chunk, direction, result, first, room)
+                self._add_product(chunk, direction, result, first)
         for result, first in zip(results, sums, strict=True):
             self.columns.add_to(first, result[0], result[1])
         return result_BP
@@ -150,7 +149,7 @@ class MlpHessian:
     def _laid_out(self, v_P: Tensor) -> _Direction:
         tensors = list(self._mlp.split(v_P).values())
         table = self.columns.table(tensors[0], tensors[1])
-        return _Direction(table, self.columns.shift(table), tensors[2::2], tensors[3::2])
+        return _Direction(table, tensors[2::2], tensors[3::2])
 
     @torch.no_grad()
     def _prepare(
@@ -163,7 +162,7 @@ class MlpHessian:
         sums = self.columns.empty(gradient[1])
         chunks: list[CachedChunk] = []
         for part, labels_n in zip(inputs.chunks, labels, strict=True):
-            forward = layers.forward(part.times(first.table, first.shift_H)[None])
+            forward = layers.forward(part.times(first.table)[None])
             scores_Cn = forward.scores_MCN[0]
             self.loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
             delta = layers.loss_signal(
@@ -191,23 +190,18 @@ class MlpHessian:
         return chunks
 
     def _add_product(
-        self,
-        chunk: CachedChunk,
-        v: _Direction,
-        result: Sequence[Tensor],
-        first: Table,
-        room: _Room,
+        self, chunk: CachedChunk, v: _Direction, result: Sequence[Tensor], first: Table
     ) -> None:
         """Add one chunk's part of Hv, by the formulas at the top of this file."""
         weights = self._weights
         last = len(weights) - 1
-        room = room.cut(len(chunk.inputs.often_nO))
-        ra, rh = room.pre, room.hidden
-        moved = chunk.inputs.times(v.table, v.shift_H, out=ra[0] if last else None).t()
+        ra: list[Tensor] = [chunk.inputs.times(v.table)]
+        rh: list[Tensor] = []
+        moved = ra[0].t()
         for i in range(last):
-            torch.mul(chunk.slopes[i], ra[i], out=rh[i])
+            rh.append(chunk.slopes[i] * ra[i])
             if i + 1 < last:
-                torch.addmm(v.biases[i], chunk.hidden[i], v.weights[i].t(), out=ra[i + 1])
+                ra.append(torch.addmm(v.biases[i], chunk.hidden[i], v.weights[i].t()))
                 ra[i + 1].addmm_(rh[i], weights[i + 1].t())
             else:
                 moved = torch.addmm(v.biases[i][:, None], v.weights[i], chunk.hidden[i].t())
@@ -219,7 +213,7 @@ class MlpHessian:
         for i in range(last, 0, -1):
             result[2 * i + 1].add_(rdelta.sum(0))
             result[2 * i].addmm_(rdelta.t(), chunk.hidden[i - 1])
-            re = torch.mm(rdelta, weights[i], out=room.below[i - 1])
+            re = rdelta @ weights[i]
             if self._full:
                 result[2 * i].addmm_(chunk.deltas[i - 1].t(), rh[i - 1])
                 re.addmm_(chunk.deltas[i - 1], v.weights[i - 1])
@@ -234,39 +228,11 @@ class _Direction:
     """A direction v: its first layer as chunks take it, V_i and u_i of the layers above."""
 
     table: Table
-    shift_H: Tensor
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
-
-
-@dataclass(frozen=True)
-class _Room:
-    """Where a share's intermediate results go, (n, H) each by hidden layer.
-
-    Allocated once a product: memory that is given back and taken again for every chunk comes
-    from the system page by page, which costs more than the arithmetic done in it.
-    """
-
-    pre: Sequence[Tensor]
-    hidden: Sequence[Tensor]
-    below: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, like: Tensor, widths: Sequence[int], rows: int) -> _Room:
-        """Room for chunks of up to so many rows."""
-        return cls(*([like.new_empty(rows, width) for width in widths] for _ in range(3)))
-
-    def cut(self, rows: int) -> _Room:
-        """The same room for a chunk of so many rows."""
-        return _Room(*([t[:rows] for t in part] for part in (self.pre, self.hidden, self.below)))
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads each of which does its linear algebra alone."""
-
-    def alone() -> None:
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-
-    return ThreadPoolExecutor(threads, thread_name_prefix="product", initializer=alone)
+    return ThreadPoolExecutor(threads, thread_name_prefix="product", initializer=runtime.alone)

@@ -99,8 +99,8 @@ def reduced_eigenpairs(
         part = Differences(hessian, quotient, layer)
         if part.dim:
             tighter = {**how, "rtol": rtol * _TIGHTER, "above": above}
-            pairs, spent = _enough(part, counted(part), k, tighter)
-            found += _by_class(part, pairs)
+            own, pairs, spent = _enough(part, counted(part), k, tighter)
+            found += own
             ends += [pairs.smallest, pairs.largest]
             products += spent
             above = _last(found, k)
@@ -137,20 +137,25 @@ def _last(found: Sequence[_Found], k: int) -> float:
 
 def _enough(
     part: Differences, product: MatVec, k: int, how: dict[str, Any]
-) -> tuple[EigenPairs, int]:
-    """A layer's leading differences until `k` copies are there or they fall below `above`."""
+) -> tuple[list[_Found], EigenPairs, int]:
+    """A layer's leading differences until `k` copies are there or they fall below `above`.
+
+    Returns:
+        Those of its classes, the solution they are from, and the products spent.
+    """
     if part.dim <= k:
         pairs = _every(part.dim, product, how)
-        return pairs, pairs.products
+        return _by_class(part, pairs), pairs, pairs.products
     wanted, spent = 4, 0
     while True:
         wanted = min(wanted, k)
         pairs = leading_eigenpairs(product, dim=part.dim, k=wanted, **how)
         spent += pairs.products
-        copies = sum(f.copies for f in _by_class(part, pairs))
+        found = _by_class(part, pairs)
+        copies = sum(f.copies for f in found)
         below = abs(pairs.values_K[-1]) < how["above"]
         if copies >= k or below or wanted == k:
-            return pairs, spent
+            return found, pairs, spent
         wanted *= 3
 
 
