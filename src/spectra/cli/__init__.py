@@ -1,0 +1,29 @@
+"""The command line: parse, call one function of the pipeline, print, exit code.
+
+Nothing heavy is imported before a command runs, so that `spectra --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from spectra.cli import results, running
+
+app = typer.Typer(
+    name="spectra",
+    help="Spectral geometry of neural loss landscapes under L2 regularisation.",
+    epilog="Exit codes: 0 done, 2 usage, 3 data, 4 a run failed, 5 storage, 130 interrupted, "
+    "143 terminated.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _command in (running.data, running.train, running.spectrum, running.sweep, results.report):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Entry point of the `spectra` command."""
+    app()

@@ -1,0 +1,49 @@
+"""The options that several commands share, each written once.
+
+A flag that is not given is None, which is what lets the environment and params.yaml through.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ParamsFile = Annotated[
+    Path | None,
+    typer.Option("--params", help="Parameters; params.yaml in this folder unless given."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-S", metavar="SECTION.KEY=VALUE", help="Any parameter; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
+Track = Annotated[
+    bool | None, typer.Option("--track/--no-track", help="Log to MLflow.", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="runtime.seed")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or auto")]
+DType = Annotated[str | None, typer.Option("--dtype", help="float32 or float64")]
+Threads = Annotated[int | None, typer.Option("--threads", help="runtime.threads")]
+Activation = Annotated[str | None, typer.Option("--activation", help="sigmoid, tanh, relu or gelu")]
+Hidden = Annotated[
+    str | None, typer.Option("--hidden", metavar="W,W,...", help="Hidden widths, as 128,128.")
+]
+Penalty = Annotated[str | None, typer.Option("--penalty", help="full: λ‖θ‖², half: (λ/2)‖θ‖²")]
+Reference = Annotated[
+    str | None, typer.Option("--reference", help="Weights file to penalise the distance from.")
+]
+Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam or sgd")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="train.lr")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="train.batch_size")]
+MaxEpochs = Annotated[int | None, typer.Option("--max-epochs", help="train.max_epochs")]
+Patience = Annotated[int | None, typer.Option("--patience", help="train.patience")]
+Pairs = Annotated[int | None, typer.Option("--k", help="Eigenpairs of largest magnitude.")]
+Rtol = Annotated[float | None, typer.Option("--rtol", help="spectrum.rtol")]
+MaxProducts = Annotated[int | None, typer.Option("--max-products", help="spectrum.max_products")]
+Vectors = Annotated[
+    str | None, typer.Option("--eigenvectors", help="csv (50 MB a strength), npy or none")
+]
