@@ -8,6 +8,9 @@
 | Hessian-eigenvectors-{ID}-{L2}.csv  | one eigenvector a line (or .npy, K × P)               |
 | model_weights-{ID}-{L2}.pth         | the `state_dict`                                      |
 | history-{ID}-{L2}.csv               | one line an epoch                                     |
+| certificate-{ID}-{L2}.json          | what vouches for the spectrum                         |
+| trained_weights-{ID}-{L2}.pth       | with polishing: the `state_dict` before it            |
+| polish-{ID}-{L2}.json               | with polishing: how far the training was from its end |
 | manifest-{ID}-{L2}.json             | what the result is bound to, and the digest of every file |
 
 A result is its manifest: it is written last, after the files it names are on the disk, so a
@@ -49,7 +52,7 @@ COLUMNS = (
     "L2_strength", "Train_Loss", "Train_Reg_Loss", "Test_Loss", "Test_Accuracy",
     "Train_Accuracy", "theta_norm", "gradient_norm", "gradient_norm_ce", "lambda_max",
     "lambda_min", "worst_residual", "converged", "products", "epochs", "best_epoch",
-    "distinct_units",
+    "distinct_units", "certified", "negative_directions",
 )  # fmt: skip
 """Of Model-{ID}.csv. The first five are the layout that existing notebooks read."""
 
@@ -116,6 +119,11 @@ def history_name(key: str) -> str:
     return f"history-{key}.csv"
 
 
+def certificate_name(key: str) -> str:
+    """The name of the certificate of `{ID}-{L2}`."""
+    return f"certificate-{key}.json"
+
+
 def manifest_name(key: str) -> str:
     """The name of the manifest of `{ID}-{L2}`."""
     return f"manifest-{key}.json"
@@ -149,6 +157,11 @@ def table_lines(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) ->
     yield ",".join(columns).encode() + b"\n"
     for row in rows:
         yield ",".join(orjson.dumps(row[c]).decode() for c in columns).encode() + b"\n"
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON file; numbers that are not finite are null."""
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -214,6 +227,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._held: os.stat_result | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -238,8 +252,10 @@ class Store:
             with _explained(self.root):
                 for leftover in self.root.glob(f".*{_TEMPORARY}"):
                     leftover.unlink(missing_ok=True)
+            self._held = os.fstat(handle)
             yield
         finally:
+            self._held = None
             os.close(handle)
 
     def write(self, name: str, chunks: Iterable[bytes]) -> dict[str, str | int]:
@@ -251,7 +267,7 @@ class Store:
         path, partial = self.root / name, self.root / f".{name}{_TEMPORARY}"
         summed, size = hashlib.sha256(), 0
         with _explained(path):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._there()
             try:
                 with partial.open("wb") as file:
                     for chunk in chunks:
@@ -263,14 +279,13 @@ class Store:
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
+        self._sync()
         return {"sha256": summed.hexdigest(), "bytes": size}
 
     def commit(self, record: Record) -> None:
-        """Make a result complete: sync the folder, then write its manifest."""
-        self._sync()
+        """Make a result complete: write its manifest, its files being on the disk."""
         text = orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
         self.write(manifest_name(record.key), [text + b"\n"])
-        self._sync()
 
     def records(self) -> list[Record]:
         """All results whose manifest can be read, in no order that matters."""
@@ -283,25 +298,30 @@ class Store:
         return _read_manifest(path) if path.is_file() else None
 
     def intact(self, record: Record) -> bool:
-        """Whether every file of a result is there with its size, the weights with their digest.
+        """Whether every file of a result is there as it was written."""
+        return all(self.holds(name, facts) for name, facts in record.files.items())
 
-        The weights are what a chain goes on from; hashing gigabytes of eigenvectors at every
-        start would cost more than it protects.
+    def holds(self, name: str, facts: Mapping[str, str | int]) -> bool:
+        """Whether a file is there with its size and digest.
+
+        Of eigenvectors the size must do: hashing gigabytes of them at every start would cost more
+        than it protects. `inspection` hashes them too.
         """
-        for name, facts in record.files.items():
-            path = self.root / name
-            if not path.is_file() or path.stat().st_size != facts["bytes"]:
-                return False
-            weights = name.endswith(".pth")
-            if weights and hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
-                return False
-        return True
+        path = self.root / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return False
+        if name.startswith("Hessian-eigenvectors"):
+            return True
+        return hashlib.sha256(path.read_bytes()).hexdigest() == facts["sha256"]
 
     def remove(self, record: Record) -> None:
         """Delete a result: its manifest first, so that it is never half there."""
-        key = record.key
+        self.discard([manifest_name(record.key), *record.files])
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Delete files, in this order, where they are there."""
         with _explained(self.root):
-            for name in (manifest_name(key), *record.files):
+            for name in names:
                 (self.root / name).unlink(missing_ok=True)
 
     def write_table(self, replicate: int, records: Sequence[Record]) -> None:
@@ -319,6 +339,16 @@ class Store:
         header, *lines = text.splitlines()
         names = header.split(",")
         return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]
+
+    def _there(self) -> None:
+        """Make the folder, or make sure that it is still the one that is held."""
+        if self._held is None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        elif not self.root.exists() or not os.path.samestat(self.root.stat(), self._held):
+            raise StorageError(
+                f"{self.root} was removed or replaced while it was in use; put it back, or run "
+                "the same command again to begin anew"
+            )
 
     def _sync(self) -> None:
         with _explained(self.root):

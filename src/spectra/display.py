@@ -5,6 +5,7 @@ Results go to stdout as a table, or as JSON and nothing else.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -25,10 +26,14 @@ from rich.progress import (
 from rich.table import Table
 
 from spectra.estimate import duration
+from spectra.failures import Failure
 from spectra.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from spectra.artifacts import Record
+    from spectra.branches import Followed
+    from spectra.continuation.branch import Point
+    from spectra.curvature.certificate import Certificate
     from spectra.pipeline import Examined, Swept
     from spectra.train import Epoch
 
@@ -95,12 +100,12 @@ class Lines:
     def product(self, key: str, number: int) -> None:
         """Nothing."""
 
-    def done(self, record: Record, seconds: float) -> None:
+    def done(self, outcome: Record | Failure, seconds: float) -> None:
         """Print what was found at a strength."""
         self._pace.add()
         left = self._pace.left()
         self.say(
-            f"[{self._pace.done}/{self._pace.total}] {found_line(record)} in {duration(seconds)}"
+            f"[{self._pace.done}/{self._pace.total}] {outcome_line(outcome)} in {duration(seconds)}"
             + (f"; {left}" if left else "")
         )
 
@@ -152,13 +157,13 @@ class Live:
             self._products[key] = self._bars.add_task(f"  products {key}", total=None, note="")
         self._bars.update(self._products[key], completed=number)
 
-    def done(self, record: Record, seconds: float) -> None:
+    def done(self, outcome: Record | Failure, seconds: float) -> None:
         """Print what was found at a strength and advance the outermost bar."""
-        bar = self._products.pop(record.key, None)
+        bar = self._products.pop(outcome.key, None)
         if bar is not None:
             self._bars.remove_task(bar)
         self._pace.add()
-        self.say(f"{found_line(record)} in {duration(seconds)}")
+        self.say(f"{outcome_line(outcome)} in {duration(seconds)}")
         self._bars.update(self._sweep, completed=self._pace.done, note=self._pace.left())
 
     def close(self) -> None:
@@ -166,13 +171,16 @@ class Live:
         self._bars.stop()
 
 
-def found_line(record: Record) -> str:
+def outcome_line(outcome: Record | Failure) -> str:
     """A strength in one line."""
-    row = record.row
+    where = f"L2 {outcome.label} (ID {outcome.replicate})"
+    if isinstance(outcome, Failure):
+        return f"{where}: failed: {outcome.reason}"
+    row = outcome.row
     return (
-        f"L2 {record.label} (ID {record.replicate}): train {row['Train_Loss']:.4f}, "
+        f"{where}: train {row['Train_Loss']:.4f}, "
         f"test {row['Test_Accuracy']:.2f} %, ‖θ‖ {row['theta_norm']:.3g}, "
-        f"λ1 {record.eigenvalues[0]:.4g}, λmin {row['lambda_min']:.2g}, "
+        f"λ1 {outcome.eigenvalues[0]:.4g}, λmin {row['lambda_min']:.2g}, "
         f"{row['epochs']} epochs, {row['products']} products"
     )
 
@@ -206,6 +214,8 @@ def print_sweep(swept: Swept, *, folder: str, where: str) -> None:
     console = Console(highlight=False)
     console.print()
     console.print(sweep_table(swept))
+    for failure in swept.failed:
+        console.print(outcome_line(failure), markup=False, soft_wrap=True)
     if swept.drawn:
         console.print()
         console.print("[bold]Findings[/bold]")
@@ -220,6 +230,23 @@ def print_sweep(swept: Swept, *, folder: str, where: str) -> None:
         pictures = [str(p) for p in swept.drawn.files if p.suffix in (".png", ".md")]
         console.print(f"  report   {', '.join(pictures)}", markup=False, soft_wrap=True)
     console.print(f"  runs     {where}", markup=False, soft_wrap=True)
+
+
+def certificate_lines(vouched: Certificate) -> list[str]:
+    """What a certificate says, in a few lines."""
+    content = vouched.content
+    still, beside = content["stationarity"], content["completeness"]
+    exact = "" if still["negative_directions_exact"] else "at least "
+    mixed = sum(len(cluster["members"]) for cluster in content["clusters"])
+    checked = sum(pair["checked"] for pair in content["pairs"])
+    lines = [
+        f"certificate: {'sound' if vouched.sound else 'NOT SOUND'}, {vouched.verdict}; "
+        f"‖∇L_eff‖ {still['gradient_norm']:.3g}, λmin(H_eff) in [{still['lambda_min_low']:.4g}, "
+        f"{still['lambda_min_high']:.4g}], {exact}{still['negative_directions']} negative",
+        f"  {checked} pairs one by one and all together in float64, {beside['products']} products "
+        f"beside them; {mixed} vectors not identifiable in {len(content['clusters'])} clusters",
+    ]
+    return lines + [f"  ! {complaint}" for complaint in vouched.complaints]
 
 
 def print_spectrum(examined: Examined, *, rows: int = 12) -> None:
@@ -252,4 +279,55 @@ def print_spectrum(examined: Examined, *, rows: int = 12) -> None:
         + (f", {'-'.join(map(str, found.units))} different hidden units" if found.units else ""),
         markup=False,
     )
+    if examined.vouched is not None:
+        for line in certificate_lines(examined.vouched):
+            console.print(line, markup=False, soft_wrap=True)
     console.print("files    " + ", ".join(map(str, examined.files)), markup=False, soft_wrap=True)
+
+
+_EVENTS = {
+    "fold": "fold (spinodal)",
+    "crossing": "another direction turns",
+    "breaking": "equal units part",
+    "target": "arrived",
+    "start": "start",
+}
+_ENDINGS = {
+    "fold": "The branch folds",
+    "crossing": "The branch changes its stability",
+    "breaking": "The branch loses its symmetry",
+    "target": "The branch reaches its target",
+    "back": "The branch is back where it began",
+    "budget": "The products are used up",
+    "lost": "The corrector finds no further point",
+}
+
+
+def branch_line(point: Point) -> str:
+    """A point of a branch as one line."""
+    what = _EVENTS.get(point.kind, "")
+    return (
+        f"λ {point.l2:.9f}  ‖θ‖ {math.sqrt(point.r):.5f}  L_CE {point.loss:.6f}  lowest "
+        f"{point.lowest: .2e}  negative {point.negative}  {what}".rstrip()
+    )
+
+
+def print_branch(followed: Followed) -> None:
+    """How a branch went."""
+    console = Console(highlight=False)
+    point = followed.points[-1]
+    widths, merged = ("-".join(map(str, m.widths)) for m in (followed.network, followed.merged))
+    polished = followed.polished
+    console.print(
+        f"{widths}, followed as {merged}; polished in {polished.products:.0f} products to ‖∇L_eff‖ "
+        f"{polished.gradient_norm:.0e}, {followed.distance:.3g} from the weights given",
+        markup=False,
+    )
+    for event in followed.events:
+        console.print(branch_line(event), markup=False, soft_wrap=True)
+    console.print(
+        f"{_ENDINGS[followed.ended]} at λ = {point.l2:.8f}, after {len(followed.points)} points "
+        f"and {point.products:.0f} products; ‖∇L_eff‖ {point.gradient_norm:.0e}",
+        markup=False,
+    )
+    console.print("files    " + ", ".join(map(str, followed.files)), markup=False, soft_wrap=True)

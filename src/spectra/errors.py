@@ -9,7 +9,9 @@ SpectraError                  1
 │   ├── DivergedError         4  training left the finite numbers
 │   ├── NonFiniteError        4  an operator or a gradient is not finite
 │   └── NotConvergedError     4  eigenpairs missed their tolerance within the budget
-└── StorageError              5  results could not be written, or are held by another sweep
+├── StorageError              5  results could not be written, or are held by another sweep
+│   └── UnreachableError      5  a store of runs is locked, or its server does not answer
+└── MemoryShortError          6  there is not enough memory
 
 Ctrl-C ends with 130 and SIGTERM with 143, as shells expect. A message says what is wrong,
 the limit, the value met and the remedy, in one line; the terminal shows no traceback.
@@ -66,3 +68,13 @@ class StorageError(SpectraError):
     """Results could not be written, or the folder is held by another sweep."""
 
     exit_code = 5
+
+
+class UnreachableError(StorageError):
+    """A store of runs is locked, or its server does not answer; it may do so later."""
+
+
+class MemoryShortError(SpectraError):
+    """There is not enough memory for what was asked."""
+
+    exit_code = 6

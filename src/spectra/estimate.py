@@ -17,6 +17,7 @@ import torch
 
 from spectra import artifacts, solve
 from spectra.errors import StorageError
+from spectra.params import CertificateParams
 from spectra.train import Examples, Optimisation, train
 from spectra.workbench import Workbench
 
@@ -56,14 +57,26 @@ def measure(bench: Workbench) -> Estimate:
     hessian(theta_P)
     product_s = time.monotonic() - began
     k = params.spectrum.k
+    products = 6 * k + 40 + certificate_products(k, params.certificate)
     return Estimate(
         training_s=epoch_s * params.train.max_epochs,
-        spectrum_s=product_s * (6 * k + 40),
+        spectrum_s=product_s * products,
         bytes=strength_bytes(
             network.dim, k, params.artifacts.eigenvectors, params.runtime.dtype,
             tracked=params.tracking.enabled, vectors_tracked=params.tracking.log_eigenvectors,
         ),
     )  # fmt: skip
+
+
+def certificate_products(k: int, how: CertificateParams) -> int:
+    """What a certificate costs, in products that spectra are solved with.
+
+    One in float64 by differentiation costs about as much as five.
+    """
+    if how.pairs is None:
+        return 0
+    checked = k if how.pairs == "all" else min(how.pairs, k)
+    return how.probe + checked + 5 * (checked + 3)
 
 
 def strength_bytes(
@@ -85,7 +98,7 @@ def strength_bytes(
         vectors *= 2
     gradient = text * dim
     weights = binary * dim * (2 if tracked else 1)
-    return int(vectors + gradient + weights) + 40_000
+    return int(vectors + gradient + weights) + 400 * k + 40_000
 
 
 def announce(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spectra.errors import ParameterError
 
@@ -148,6 +148,33 @@ class SpectrumParams(Section):
     merge_units: bool = True
 
 
+class CertificateParams(Section):
+    """What vouches for a spectrum; `pairs: null` writes no certificate."""
+
+    pairs: int | Literal["all"] | None = 2
+    probe: Annotated[int, Field(ge=2, le=10_000)] = 12
+    stationary: PositiveFloat = 1e-4
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _pairs_make_sense(cls, value: object) -> object:
+        if value is None or value == "all" or (type(value) is int and value >= 0):
+            return value
+        raise ValueError("must be a number of pairs (0 or more), all, or null")
+
+
+class PolishParams(Section):
+    """Descent from trained weights to a stationary point of L_eff; `tolerance: null` is the floor.
+
+    `dtype` is that of the polished weights and decides the floor; null means `runtime.dtype`.
+    """
+
+    enabled: bool = False
+    tolerance: PositiveFloat | None = None
+    max_products: PositiveInt = 3000
+    dtype: DType | None = None
+
+
 class ArtifactParams(Section):
     """Where results go. Eigenvectors as text take some 50 MB a strength."""
 
@@ -182,7 +209,9 @@ class Params(Section):
     objective: ObjectiveParams = ObjectiveParams()
     train: TrainParams = TrainParams()
     sweep: SweepParams = SweepParams()
+    polish: PolishParams = PolishParams()
     spectrum: SpectrumParams = SpectrumParams()
+    certificate: CertificateParams = CertificateParams()
     runtime: RuntimeParams = RuntimeParams()
     artifacts: ArtifactParams = ArtifactParams()
     tracking: TrackingParams = TrackingParams()

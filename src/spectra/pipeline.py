@@ -8,40 +8,50 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
-from spectra import artifacts, data, estimate, plan, report, runs, runtime, solve
+from spectra import artifacts, data, estimate, failures, plan, report, runs, solve
 from spectra.artifacts import Record, Store
+from spectra.curvature.certificate import Certificate
+from spectra.curvature.claim import Claim
 from spectra.curvature.spectrum import Spectrum
-from spectra.errors import DivergedError, NumericalError, UsageError
-from spectra.executors import Workers
+from spectra.errors import DivergedError, NumericalError, StorageError, UsageError
+from spectra.failures import Failure
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 from spectra.params import Params
-from spectra.plan import Plan, Task
+from spectra.plan import Plan
 from spectra.progress import Progress
 from spectra.report import Drawn
+from spectra.strengths import Outcome, outcomes_of
 from spectra.tracking import Tracker
 from spectra.train import Trained
-from spectra.workbench import Workbench, open_bench
+from spectra.workbench import open_bench
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A finished sweep: its results in order, what was drawn, and how many were there before."""
+    """A finished sweep.
+
+    Attributes:
+        records: Its results in order.
+        failed: Its strengths that have none, in order.
+        reused: How many of both were there before.
+        drawn: What was drawn.
+        seconds: How long it took.
+        unlogged: How many strengths the tracker has not got.
+    """
 
     records: tuple[Record, ...]
+    failed: tuple[Failure, ...]
     reused: int
     drawn: Drawn | None
     seconds: float
+    unlogged: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class Examined:
     theta_norm: float
     found: Spectrum
     files: tuple[Path, ...]
+    vouched: Certificate | None = None
 
 
 def fetch(params: Params, progress: Progress) -> data.Stored:
@@ -121,8 +132,18 @@ def spectrum(
     parts = {n: t.cpu().numpy() for n, t in network.split(found.gradient_P).items()}
     store.write(name, artifacts.gradient_lines(parts, of="L_eff"))
     solve.complain_if_unconverged(bench, found, key, store)
+    names = [*written, name]
+    vouched = None
+    if params.certificate.pairs is not None:
+        vouched = solve.certify(
+            bench, network, theta_P, Claim.of(found, theta_P), penalty=penalty,
+            generator=bench.generator(0, "certificate", l2),
+            on_product=lambda number: progress.product(key, found.pairs.products + number),
+        )  # fmt: skip
+        names.append(artifacts.certificate_name(key))
+        store.write(names[-1], [artifacts.json_bytes(vouched.content)])
     norm = float(theta_P.double().norm())
-    return Examined(network, l2, norm, found, tuple(out / n for n in (*written, name)))
+    return Examined(network, l2, norm, found, tuple(out / n for n in names), vouched)
 
 
 def sweep(
@@ -140,7 +161,6 @@ def sweep(
     Raises:
         UsageError: The folder holds results of other parameters.
         StorageError: Too little disk, or the folder is in use or cannot be written.
-        NumericalError: A strength failed; those before it are kept.
     """
     began = time.monotonic()
     bench = open_bench(params, progress.say)
@@ -159,28 +179,55 @@ def sweep(
         logged = tracker.begin(**runs.sweep_run(params, laid, store, bench), fresh=not done)
         progress.sweep(total=len(laid.tasks), done=reused)
         try:
-            with closing(_done(bench, store, laid, done, progress)) as strengths:
-                for step, record, seconds in strengths:
+            with closing(outcomes_of(bench, store, laid, done, progress)) as ended:
+                for step, outcome, seconds in ended:
                     if seconds is not None:
-                        done[record.digest] = record
-                        table = _finished(laid, record.replicate, done)
-                        store.write_table(record.replicate, table)
-                        progress.done(record, seconds)
-                    if record.digest not in logged:
-                        run = runs.strength_run(params, store, record, bench, seconds)
+                        done[outcome.digest] = outcome
+                        table = _finished(laid, outcome.replicate, done)
+                        store.write_table(outcome.replicate, table)
+                        progress.done(outcome, seconds)
+                    if outcome.digest not in logged:
+                        run = runs.strength_run(params, store, outcome, bench, seconds)
                         tracker.log(run, step=step)
             for replicate in laid.chains:
                 store.write_table(replicate, _finished(laid, replicate, done))
-            drawn = report.draw(store.root, Path(params.artifacts.report)) if draw else None
+            outcomes = [done[task.digest] for task in laid.tasks]
+            records = tuple(outcome for outcome in outcomes if isinstance(outcome, Record))
+            failed = tuple(outcome for outcome in outcomes if isinstance(outcome, Failure))
+            drawn = None
+            if draw and records:
+                drawn = report.draw(store.root, Path(params.artifacts.report))
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             tracker.end("KILLED" if stopped else "FAILED", metrics={}, files=[])
             raise
-        records = tuple(done[task.digest] for task in laid.tasks)
-        tracker.end(
-            "FINISHED", metrics={"strengths": len(records)}, files=drawn.files if drawn else ()
+        unlogged = tracker.end(
+            "FINISHED", metrics={"strengths": len(records), "failed": len(failed)},
+            files=drawn.files if drawn else (),
+        )  # fmt: skip
+    return Swept(records, failed, reused, drawn, time.monotonic() - began, unlogged)
+
+
+def complain(swept: Swept) -> None:
+    """Turn what a sweep lived with into an error, now that the rest is done and told.
+
+    Raises:
+        NumericalError: Strengths failed.
+        StorageError: The tracker has not got all of it.
+    """
+    later = "; the same command logs what MLflow has not got" if swept.unlogged else ""
+    if swept.failed:
+        which = ", ".join(failure.key for failure in swept.failed[:5])
+        more = f" and {len(swept.failed) - 5} more" if len(swept.failed) > 5 else ""
+        raise NumericalError(
+            f"{len(swept.failed)} of {len(swept.failed) + len(swept.records)} strengths failed "
+            f"({which}{more}); the others are whole. The reasons are in failed-*.json{later}"
         )
-    return Swept(records, reused, drawn, time.monotonic() - began)
+    if swept.unlogged:
+        raise StorageError(
+            f"MLflow has not got {swept.unlogged} of the runs; the results are whole, and the same "
+            "command logs them"
+        )
 
 
 def draw(params: Params) -> Drawn:
@@ -188,16 +235,18 @@ def draw(params: Params) -> Drawn:
     return report.draw(Path(params.artifacts.out), Path(params.artifacts.report))
 
 
-def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
-    """The plan's results that are there and intact, by digest; others are removed or refused.
+def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Outcome]:
+    """The plan's results and failures that are there and intact, by digest.
 
-    Another grid may write the same strength with more decimals; its files are others then.
+    Results of others are removed or refused, their failures are forgotten. Another grid may write
+    the same strength with more decimals; its files are others then.
     """
     wanted = {task.digest: task.key for task in laid.tasks}
     records = [r for r in store.records() if r.replicate in laid.chains]
     own = [r for r in records if wanted.get(r.digest) == r.key]
     foreign = [r for r in records if wanted.get(r.digest) != r.key]
-    owned = {r.replicate for r in records}
+    failed = failures.found(store)
+    owned = {outcome.replicate for outcome in (*records, *failed)}
     unknown = [i for i in laid.chains if i not in owned and store.has_table(i)]
     if (foreign or unknown) and not replace:
         if foreign:
@@ -210,7 +259,13 @@ def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Record]:
         )
     for record in foreign:
         store.remove(record)
-    return {r.digest: r for r in own if store.intact(r)}
+    done: dict[str, Outcome] = {r.digest: r for r in own if store.intact(r)}
+    for failure in failed:
+        if wanted.get(failure.digest) == failure.key and failure.digest not in done:
+            done[failure.digest] = failure
+        elif failure.replicate in laid.chains:
+            failures.forget(store, failure.key)
+    return done
 
 
 def _difference(foreign: Sequence[Record], laid: Plan) -> str:
@@ -225,114 +280,6 @@ def _difference(foreign: Sequence[Record], laid: Plan) -> str:
     return shown + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
-def _done(
-    bench: Workbench, store: Store, laid: Plan, done: Mapping[str, Record], progress: Progress
-) -> Generator[tuple[int, Record, float | None], None, None]:
-    """Every task's place, record and seconds, in order; those there already take none.
-
-    Groups are trained one after the other while workers analyse and write what is trained. A
-    strength that fails ends it, after those trained besides it are finished and on the disk.
-    """
-    reached: dict[str, Tensor] = {}
-    underway: deque[tuple[int, Future[tuple[Record, float | None]]]] = deque()
-    step = 0
-    with Workers(bench.workers, partial(runtime.prepare_thread, bench.machine)) as workers:
-        try:
-            for group in laid.groups:
-                # One strength waits for each that is under way, so that workers never do.
-                while len(underway) > 2 * workers.count:
-                    yield _next(underway)
-                left = any(task.digest not in done for task in group)
-                began = time.monotonic()
-                outcomes = _train(bench, store, group, reached, progress) if left else []
-                seconds = (time.monotonic() - began) / len(group)
-                for i, task in enumerate(group):
-                    work: Callable[[], tuple[Record, float | None]]
-                    if task.digest in done:
-                        work = partial(_there, done[task.digest])
-                    else:
-                        work = partial(
-                            _finish, bench, store, laid, task, outcomes[i], seconds, workers,
-                            progress,
-                        )  # fmt: skip
-                    underway.append((step + i, workers.submit(work)))
-                step += len(group)
-                reached = {
-                    task.digest: outcome.theta_P
-                    for task, outcome in zip(group, outcomes, strict=False)
-                    if isinstance(outcome, Trained)
-                }
-                if len(reached) < len(outcomes):
-                    break
-            while underway:
-                yield _next(underway)
-        except NumericalError:
-            wait([future for _, future in underway])
-            raise
-
-
-def _next(
-    underway: deque[tuple[int, Future[tuple[Record, float | None]]]],
-) -> tuple[int, Record, float | None]:
-    step, future = underway.popleft()
-    record, seconds = future.result()
-    return step, record, seconds
-
-
-def _train(
-    bench: Workbench,
-    store: Store,
-    group: Sequence[Task],
-    reached: Mapping[str, Tensor],
-    progress: Progress,
-) -> list[Trained | DivergedError]:
-    """Train a group, from what was reached before it or, in a resumed chain, from the files.
-
-    Files hold the same bytes. A stack is trained whole even where some of it is done, because
-    its composition can change the last bits.
-    """
-    starts: list[tuple[int, float, Tensor]] = []
-    for task in group:
-        if task.previous is None:
-            start_P = bench.initial(task.replicate)
-        elif task.previous.digest in reached:
-            start_P = reached[task.previous.digest]
-        else:
-            _, start_P = bench.weights(store.root / artifacts.weights_name(task.previous.key))
-        starts.append((task.replicate, task.l2, start_P))
-    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    progress.begin(group[0].key + more, epochs=bench.params.train.max_epochs)
-    return solve.optimise(bench, starts, on_epoch=lambda _, epoch: progress.epoch(epoch))
-
-
-def _there(record: Record) -> tuple[Record, float | None]:
-    return record, None
-
-
-def _finish(
-    bench: Workbench,
-    store: Store,
-    laid: Plan,
-    task: Task,
-    outcome: Trained | DivergedError,
-    training_s: float,
-    workers: Workers,
-    progress: Progress,
-) -> tuple[Record, float | None]:
-    """What is left of a task once it is trained."""
-    if isinstance(outcome, DivergedError):
-        raise outcome
-    began = time.monotonic()
-
-    def on_product(number: int) -> None:
-        workers.check()
-        progress.product(task.key, number)
-
-    record = solve.finish(
-        bench, store, task, outcome, parameters=dict(laid.parameters), on_product=on_product
-    )
-    return record, training_s + time.monotonic() - began
-
-
-def _finished(laid: Plan, replicate: int, done: Mapping[str, Record]) -> list[Record]:
-    return [done[task.digest] for task in laid.chains[replicate] if task.digest in done]
+def _finished(laid: Plan, replicate: int, done: Mapping[str, Outcome]) -> list[Record]:
+    outcomes = [done[task.digest] for task in laid.chains[replicate] if task.digest in done]
+    return [outcome for outcome in outcomes if isinstance(outcome, Record)]

@@ -24,10 +24,17 @@ T = TypeVar("T")
 # Files whose text decides numbers. A change to any makes earlier results another code's.
 _NUMERICS = (
     "activations.py", "backprop.py", "inputs.py", "mlp.py", "objective.py", "runtime.py",
-    "train.py", "curvature/arpack.py", "curvature/differences.py", "curvature/eigen.py",
-    "curvature/equal_units.py", "curvature/lanczos.py", "curvature/mlp_operator.py",
-    "curvature/operator.py", "curvature/reduction.py", "curvature/spectrum.py",
+    "train.py", "curvature/arpack.py", "curvature/certificate.py", "curvature/claim.py",
+    "curvature/differences.py", "curvature/eigen.py", "curvature/equal_units.py",
+    "curvature/examination.py", "curvature/intervals.py", "curvature/lanczos.py",
+    "curvature/mlp_operator.py", "curvature/noise.py", "curvature/operator.py",
+    "curvature/probe.py", "curvature/recomputation.py", "curvature/reduction.py",
+    "curvature/spectrum.py", "polish/landscape.py", "polish/lowest.py", "polish/model.py",
+    "polish/network.py", "polish/newton.py", "polish/symmetric.py", "polish/valley.py",
 )  # fmt: skip
+
+_DECISIVE = ("model", "objective", "train", "polish", "spectrum", "certificate", "runtime")
+"""Sections all of whose parameters decide numbers."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def decisive(params: Params, *, data_digest: str, reference_digest: str | None) 
     sections = params.model_dump(mode="json")
     flat = {
         f"{section}.{key}": value
-        for section in ("model", "objective", "train", "spectrum", "runtime")
+        for section in _DECISIVE
         for key, value in sections[section].items()
     }
     flat["objective.reference"] = reference_digest  # what it holds, not what it is called

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from spectra.artifacts import Record
+    from spectra.failures import Failure
     from spectra.train import Epoch
 
 
@@ -30,8 +31,8 @@ class Progress(Protocol):
     def product(self, key: str, number: int) -> None:
         """A Hessian product of `{ID}-{L2}` starts, its `number`-th; from any thread."""
 
-    def done(self, record: Record, seconds: float) -> None:
-        """A strength is on the disk."""
+    def done(self, outcome: Record | Failure, seconds: float) -> None:
+        """A strength is on the disk, or has failed."""
 
 
 class Silent:
@@ -52,5 +53,5 @@ class Silent:
     def product(self, key: str, number: int) -> None:
         """See `Progress`."""
 
-    def done(self, record: Record, seconds: float) -> None:
+    def done(self, outcome: Record | Failure, seconds: float) -> None:
         """See `Progress`."""

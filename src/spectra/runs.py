@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectra import artifacts, plan, provenance
+import orjson
+
+from spectra import artifacts, plan, polishing, provenance
 from spectra.artifacts import Record, Store
+from spectra.failures import Failure
+from spectra.curvature.certificate import Certificate
 from spectra.params import Params, digest, flatten
 from spectra.plan import Plan
 from spectra.tracking import FOLDER, Logged
@@ -31,6 +35,8 @@ _METRICS = {
     "epochs": "epochs",
     "best_epoch": "best_epoch",
     "distinct_units": "distinct_units",
+    "certified": "certified",
+    "negative_directions": "negative_directions",
 }
 
 
@@ -85,9 +91,30 @@ def sweep_run(params: Params, laid: Plan, store: Store, bench: Workbench) -> dic
 
 
 def strength_run(
+    params: Params,
+    store: Store,
+    outcome: Record | Failure,
+    bench: Workbench,
+    seconds: float | None,
+) -> Logged:
+    """What the tracker is told of one strength, whatever became of it."""
+    if isinstance(outcome, Record):
+        return _finished_run(params, store, outcome, bench, seconds)
+    return Logged(
+        name=f"{outcome.replicate} L2={outcome.label} failed",
+        digest=outcome.digest,
+        params={**flatten(params), "l2": outcome.l2, "replicate": outcome.replicate},
+        metrics={"l2": outcome.l2},
+        tags=provenance.tags(bench.data_digest, outcome.digest),
+        seconds=seconds,
+        failure=outcome.reason,
+    )
+
+
+def _finished_run(
     params: Params, store: Store, record: Record, bench: Workbench, seconds: float | None
 ) -> Logged:
-    """What the tracker is told of one strength."""
+    """What the tracker is told of a strength with a result."""
     key = record.key
     row = record.row
     metrics = {
@@ -103,6 +130,18 @@ def strength_run(
         artifacts.manifest_name(key),
     ]
     tags = provenance.tags(bench.data_digest, record.digest)
+    vouching = artifacts.certificate_name(key)
+    if vouching in record.files:
+        certificate = Certificate(orjson.loads((store.root / vouching).read_bytes()))
+        metrics |= certificate.metrics()
+        tags["spectra.verdict"] = certificate.verdict
+        files.append(vouching)
+    told = polishing.report_name(key)
+    if told in record.files:
+        polished = polishing.Departure(**orjson.loads((store.root / told).read_bytes()))
+        metrics |= polished.metrics()
+        tags["spectra.polished"] = polished.verdict
+        files.append(told)
     if vectors in record.files:
         tags |= {
             "spectra.eigenvectors": str((store.root / vectors).resolve()),

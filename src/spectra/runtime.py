@@ -22,7 +22,7 @@ import torch
 
 from spectra.errors import ParameterError
 
-_PURPOSES = {"weights": 0, "batches": 1, "lanczos": 2}
+_PURPOSES = {"weights": 0, "batches": 1, "lanczos": 2, "certificate": 3, "polish": 4}
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectra import artifacts, runtime
+from spectra import artifacts, provenance, runtime
 from spectra.artifacts import Record, Store
+from spectra.curvature.certificate import Certificate, certificate
+from spectra.curvature.claim import Claim
 from spectra.curvature.equal_units import quotient
+from spectra.curvature.examination import Subset, examine
 from spectra.curvature.mlp_operator import MlpHessian
+from spectra.curvature.noise import SUSPICIOUS, noise_floor
 from spectra.curvature.operator import AutodiffHessian, Hessian
+from spectra.curvature.recomputation import Recomputed, other_way, recomputed
 from spectra.curvature.spectrum import Merged, Spectrum, merged, spectrum
 from spectra.errors import DivergedError, NotConvergedError, ParameterError
 from spectra.mlp import Mlp
@@ -99,13 +104,17 @@ def analyse(
     """The spectrum of a network over the full training set.
 
     Raises:
-        ParameterError: `spectrum.k` does not fit the network.
+        ParameterError: `spectrum.k` does not fit the network, or `spectrum.rtol` is below the
+            round-off of the product.
     """
     check_pairs(bench, network)
     wanted = bench.params.spectrum
     with runtime.threads(1) if bench.alone else nullcontext():
+        product = hessian(bench, network, theta_P)
+        if wanted.rtol < SUSPICIOUS[bench.machine.dtype]:
+            check_tolerance(bench, network, theta_P, product)
         return spectrum(
-            hessian(bench, network, theta_P),
+            product,
             theta_P,
             penalty=penalty,
             k=wanted.k,
@@ -116,6 +125,105 @@ def analyse(
             merged=_merged(bench, network, theta_P),
             on_product=on_product,
         )
+
+
+def check_tolerance(bench: Workbench, network: Mlp, theta_P: Tensor, product: Hessian) -> None:
+    """Refuse a tolerance below what the product's round-off, measured, lets residuals reach.
+
+    Raises:
+        ParameterError: `spectrum.rtol` is below it.
+    """
+    rtol = bench.params.spectrum.rtol
+    floor = noise_floor(
+        product, partial(_again, bench, network, theta_P, lambda: None),
+        dim=network.dim, dtype=theta_P.dtype, device=theta_P.device,
+        generator=bench.generator(0, "certificate", 0.0),
+    )  # fmt: skip
+    if rtol < floor:
+        single = bench.machine.dtype == torch.float32
+        raise ParameterError(
+            f"spectrum.rtol: {rtol:g} is below {floor:.1e}, the round-off of the products measured "
+            f"at these weights; use spectrum.rtol={2 * floor:.1g} or more"
+            + (", or runtime.dtype=float64" if single else "")
+        )
+
+
+def certify(
+    bench: Workbench,
+    network: Mlp,
+    theta_P: Tensor,
+    claim: Claim,
+    *,
+    penalty: L2Penalty,
+    generator: torch.Generator,
+    on_product: Callable[[int], None] = lambda _: None,
+    subset: Subset | None = None,
+) -> Certificate:
+    """Check what is said of a point over the full training set, and say what follows.
+
+    Args:
+        bench: Data and parameters: product, precision, threads, tolerance, `certificate`.
+        network: The network.
+        theta_P: Its parameters.
+        claim: What was found at them, in this process or in files.
+        penalty: The L2 term of the objective.
+        generator: Gives random signs and directions, see `Workbench.generator`.
+        on_product: Told the running number of products, and again while the data go through in
+            float64.
+        subset: Pairs recomputed one by one, in place of `certificate.pairs`.
+
+    Raises:
+        NonFiniteError: A product is NaN or infinite at these weights.
+    """
+    wanted, asked = bench.params.certificate, bench.params.spectrum
+    if subset is None:
+        subset = 2 if wanted.pairs is None else wanted.pairs
+    spent = 0
+    with runtime.threads(1) if bench.alone else nullcontext():
+        product = hessian(bench, network, theta_P)
+
+        def counted(v_P: Tensor) -> Tensor:
+            nonlocal spent
+            spent += 1
+            on_product(spent)
+            return product(v_P)
+
+        found = examine(
+            claim, theta_P, solved=counted,
+            reference=partial(_again, bench, network, theta_P, lambda: on_product(spent)),
+            rtol=asked.rtol, subset=subset, products=wanted.probe, generator=generator,
+        )  # fmt: skip
+        return certificate(
+            claim, found, theta_P, penalty=penalty, rtol=asked.rtol, stationary=wanted.stationary,
+            environment={
+                **provenance.environment(
+                    device=bench.machine.device.type, dtype=bench.params.runtime.dtype,
+                    threads=bench.params.runtime.threads,
+                ),
+                "data": bench.data_digest,
+                "network": list(network.widths),
+                "activation": network.activation,
+                "product": asked.product,
+                "solver": asked.solver,
+                "recomputed_with": "autodiff" if asked.product == "fused" else "fused",
+                "recomputed_in": "float64",
+            },
+        )  # fmt: skip
+
+
+def _again(
+    bench: Workbench,
+    network: Mlp,
+    theta_P: Tensor,
+    on_chunk: Callable[[], None],
+    v_BP: Tensor,
+) -> Recomputed:
+    """Loss, gradient and products in float64, by the way that spectra are not solved with."""
+    data = bench.train_set
+    return recomputed(
+        other_way(network, theta_P, bench.params.spectrum.product), data.inputs_ND,
+        data.labels_N, v_BP, threads=bench.params.runtime.threads, on_chunk=on_chunk,
+    )  # fmt: skip
 
 
 def _merged(bench: Workbench, network: Mlp, theta_P: Tensor) -> Merged:
@@ -146,6 +254,8 @@ def finish(
     *,
     parameters: dict[str, Any],
     on_product: Callable[[int], None],
+    say: Callable[[str], None] = lambda _: None,
+    besides: Callable[[Spectrum], dict[str, bytes]] = lambda _: {},
 ) -> Record:
     """Analyse and write a trained strength; the record is on the disk when this returns.
 
@@ -156,19 +266,18 @@ def finish(
         trained: Its network.
         parameters: Those that decide the numbers, for the record.
         on_product: Told the running number of Hessian products.
+        say: Told what the certificate complains of.
+        besides: Makes further files from the spectrum, or others in place of those written here.
 
     Raises:
         NotConvergedError: Pairs are missing within the budget; those found are written.
         StorageError: The files cannot be written.
     """
+    penalty = bench.penalty(task.l2)
     found = analyse(
-        bench,
-        bench.network,
-        trained.theta_P,
-        penalty=bench.penalty(task.l2),
-        generator=bench.generator(task.replicate, "lanczos", task.l2),
-        on_product=on_product,
-    )
+        bench, bench.network, trained.theta_P, penalty=penalty,
+        generator=bench.generator(task.replicate, "lanczos", task.l2), on_product=on_product,
+    )  # fmt: skip
     form = bench.params.artifacts.eigenvectors
     files = write_spectrum(store, task.key, bench.network, found, form)
     weights = bench.network.state_dict(trained.theta_P)
@@ -178,13 +287,26 @@ def finish(
         (artifacts.history_name(task.key), artifacts.table_lines(history, list(history[0]))),
     ):
         files[name] = store.write(name, chunks)
+    for name, content in besides(found).items():
+        files[name] = store.write(name, [content])
     complain_if_unconverged(bench, found, task.key, store)
+    vouched = None
+    if bench.params.certificate.pairs is not None:
+        vouched = certify(
+            bench, bench.network, trained.theta_P, Claim.of(found, trained.theta_P),
+            penalty=penalty, generator=bench.generator(task.replicate, "certificate", task.l2),
+            on_product=lambda number: on_product(found.pairs.products + number),
+        )  # fmt: skip
+        name = artifacts.certificate_name(task.key)
+        files[name] = store.write(name, [artifacts.json_bytes(vouched.content)])
+        for complaint in vouched.complaints:
+            say(f"{task.key}: {complaint}")
     record = Record(
         digest=task.digest,
         replicate=task.replicate,
         l2=task.l2,
         label=task.label,
-        row=row(task.l2, trained, found),
+        row=row(task.l2, trained, found, vouched),
         eigenvalues=tuple(found.pairs.values_K.tolist()),
         residuals=tuple(found.pairs.residuals_K.tolist()),
         parameters=parameters,
@@ -192,6 +314,15 @@ def finish(
     )
     store.commit(record)
     return record
+
+
+def keep_weights(
+    bench: Workbench, store: Store, task: Task, trained: Trained
+) -> dict[str, dict[str, str | int]]:
+    """Write the weights of a strength whose spectrum failed: a chain goes on from them."""
+    name = artifacts.weights_name(task.key)
+    state = bench.network.state_dict(trained.theta_P)
+    return {name: store.write(name, [artifacts.state_dict_bytes(state)])}
 
 
 def write_spectrum(
@@ -215,9 +346,12 @@ def write_spectrum(
     return {name: store.write(name, content) for name, content in chunks.items()}
 
 
-def row(l2: float, trained: Trained, found: Spectrum) -> dict[str, float | int]:
+def row(
+    l2: float, trained: Trained, found: Spectrum, vouched: Certificate | None = None
+) -> dict[str, float | int]:
     """The line of Model-{ID}.csv."""
     pairs = found.pairs
+    negative = int((pairs.values_K + pairs.residuals_K + found.shift < 0).sum())
     return {
         "L2_strength": l2,
         "Train_Loss": found.loss,
@@ -236,6 +370,8 @@ def row(l2: float, trained: Trained, found: Spectrum) -> dict[str, float | int]:
         "epochs": len(trained.history),
         "best_epoch": trained.best.epoch,
         "distinct_units": sum(found.units),
+        "certified": int(vouched is not None and vouched.sound),
+        "negative_directions": negative if vouched is None else vouched.negative_directions,
     }
 
 

@@ -27,14 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spectra.errors import StorageError
+from spectra.errors import StorageError, UnreachableError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-SWEEP, ENTRY, KIND, FOLDER = (
-    "spectra.sweep", "spectra.digest", "spectra.kind", "spectra.folder"
+SWEEP, ENTRY, KIND, FOLDER, FAILURE = (
+    "spectra.sweep", "spectra.digest", "spectra.kind", "spectra.folder", "spectra.failure"
 )  # fmt: skip
 _PARENT = "mlflow.parentRunId"
 _NOTE = (
@@ -42,6 +42,9 @@ _NOTE = (
     "step. To plot against `l2` or to see more than ten strengths, select the children, choose "
     "*Show all runs* in the chart view, and compare."
 )
+_AWAY = ("database is locked", "connection refused", "timed out", "max retries", "unreachable")
+"""What is said of a store that is right but cannot be had now."""
+_TAG = 5000  # characters that a tag may have at least, whatever the store
 _BATCH = 1000  # MLflow takes at most a thousand metrics a call
 
 
@@ -58,6 +61,7 @@ class Logged:
         files: Copied as artifacts.
         tags: Further tags.
         seconds: How long it took; None when it was computed by an earlier process.
+        failure: Why it has no result; empty where it has one.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Logged:
     files: Sequence[Path] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
+    failure: str = ""
 
 
 class Tracker(Protocol):
@@ -105,8 +110,12 @@ class Tracker(Protocol):
         """
         ...
 
-    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Close the sweep as FINISHED, FAILED or KILLED."""
+    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> int:
+        """Close the sweep as FINISHED, FAILED or KILLED.
+
+        Returns:
+            How many pieces of work could not be logged.
+        """
         ...
 
 
@@ -122,8 +131,9 @@ class NoTracker:
     def log(self, work: Logged, *, step: int | None = None) -> None:
         """Nothing is logged."""
 
-    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> int:
         """Nothing is closed."""
+        return 0
 
 
 @contextmanager
@@ -167,8 +177,10 @@ class MlflowTracker:
             self._client: MlflowClient = MlflowClient(tracking_uri=chosen)
             self._experiment = self._find_or_create(experiment, chosen)
         except Exception as error:  # of MLflow, SQLAlchemy, a driver that is missing
-            raise StorageError(
-                f"the MLflow store {chosen} cannot be opened: {_first_line(error)}; correct "
+            said = _first_line(error)
+            away = any(words in said.lower() for words in _AWAY)
+            raise (UnreachableError if away else StorageError)(
+                f"the MLflow store {chosen} cannot be opened: {said}; correct "
                 "tracking.uri or switch tracking off with --no-track"
             ) from None
         local = chosen.startswith("sqlite:///")
@@ -181,6 +193,7 @@ class MlflowTracker:
         )
         self.where = f"{look}, experiment '{experiment}'"
         self._parent: str | None = None
+        self._half: str | None = None  # a run that was begun and not ended
 
     @_explained()
     def begin(
@@ -215,7 +228,10 @@ class MlflowTracker:
         done: set[str] = set()
         for child in self._search(f"tags.`{_PARENT}` = '{self._parent}'"):
             digest = child.data.tags.get(ENTRY, "")
-            if child.info.status == "FINISHED" and digest not in done:
+            whole = child.info.status == "FINISHED" or (
+                child.info.status == "FAILED" and FAILURE in child.data.tags
+            )
+            if whole and digest not in done:
                 done.add(digest)
             else:
                 self._client.delete_run(child.info.run_id)
@@ -229,9 +245,13 @@ class MlflowTracker:
         now = int(time.time() * 1000)
         start = now - int(1000 * (work.seconds or 0))
         tags = {**work.tags, ENTRY: work.digest}
+        if work.failure:
+            tags |= {FAILURE: work.failure[:_TAG], "mlflow.note.content": work.failure[:_TAG]}
         if self._parent is not None:
             tags |= {_PARENT: self._parent, KIND: "strength"}
-        run = self._create(work.name, tags, start=start)
+        if self._half is not None:
+            self._client.delete_run(self._half)
+        run = self._half = self._create(work.name, tags, start=start)
         final = {k: float(v) for k, v in work.metrics.items() if abs(float(v)) < float("inf")}
         if work.seconds is not None:
             final["seconds"] = work.seconds
@@ -246,13 +266,14 @@ class MlflowTracker:
             self._client.log_batch(run, metrics=metrics[i : i + _BATCH])
         for path in work.files:
             self._client.log_artifact(run, str(path))
-        self._client.set_terminated(run, "FINISHED")
+        self._client.set_terminated(run, "FAILED" if work.failure else "FINISHED")
+        self._half = None
         if self._parent is not None and step is not None:
             shown = [Metric(k, v, now, step) for k, v in final.items() if "eigenvalue" not in k]
             self._client.log_batch(self._parent, metrics=shown)
 
     @_explained()
-    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    def end(self, status: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> int:
         """See `Tracker.end`."""
         from mlflow.entities import Metric
 
@@ -265,6 +286,7 @@ class MlflowTracker:
             self._client.log_artifact(self._parent, str(path), "report")
         self._client.set_terminated(self._parent, status)
         self._parent = None
+        return 0
 
     def _find_or_create(self, name: str, uri: str) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import typer
 
-from spectra.cli import results, running
+from spectra.cli import branching, results, running
+from spectra.cli.usage import Commands
 
 app = typer.Typer(
     name="spectra",
+    cls=Commands,
     help="Spectral geometry of neural loss landscapes under L2 regularisation.",
     epilog="Exit codes: 0 done, 2 usage, 3 data, 4 a run failed, 5 storage, 130 interrupted, "
     "143 terminated.",
@@ -20,7 +22,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (running.data, running.train, running.spectrum, running.sweep, results.report):
+_COMMANDS = (
+    running.data, running.train, running.spectrum, running.sweep, branching.branch, results.verify,
+    results.report,
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command()(_command)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -19,28 +21,75 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """One line and an exit code for what goes wrong; SIGTERM ends as cleanly as Ctrl-C."""
-    from spectra.errors import SpectraError
+def explained(kept: str = "finished work is kept, the same command goes on") -> Iterator[None]:
+    """One line and an exit code for what goes wrong; SIGTERM ends as cleanly as Ctrl-C.
 
-    def terminate(_signal: int, _frame: object) -> None:
-        raise SystemExit(143)
+    Args:
+        kept: What an interruption leaves behind.
+    """
+    from spectra.errors import MemoryShortError, SpectraError
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    signal.signal(signal.SIGINT, _Interrupt(kept))
     try:
         yield
+        sys.stdout.flush()
     except SpectraError as error:
-        print(f"spectra: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("spectra: interrupted; finished work is kept, the same command goes on",
-              file=sys.stderr)  # fmt: skip
-        raise typer.Exit(130) from None
+        _fail(f"interrupted; {kept}", 130)
     except SystemExit as stopped:
-        if stopped.code == 143:
-            print("spectra: terminated; finished work is kept, the same command goes on",
-                  file=sys.stderr)  # fmt: skip
+        if stopped.code in (129, 143):
+            print(f"spectra: terminated; {kept}", file=sys.stderr)
         raise
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that closing stdout does not fail again
+        raise typer.Exit(141) from None
+    except (MemoryError, RuntimeError) as error:
+        said = str(error)
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", said):
+            raise
+        short = MemoryShortError(
+            "there is not enough memory: " + (said.splitlines() or ["allocation failed"])[0][:160]
+            + "; use a smaller network, fewer runtime.threads or spectrum.k, or close other "
+            f"programs; {kept}"
+        )  # fmt: skip
+        _fail(str(short), short.exit_code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """One line, and the exit code."""
+    complain(message)
+    raise typer.Exit(code) from None
+
+
+def complain(text: str) -> None:
+    """Print a complaint as one line, whatever a file name or a value in it is made of.
+
+    Control characters and bytes that are no text are escaped: a name may hold a line feed or
+    what a terminal takes for a command.
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    print(f"spectra: {shown}", file=sys.stderr)
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+class _Interrupt:
+    """Ctrl-C: the first ends in order, the second at once, for files are whole at any time."""
+
+    def __init__(self, kept: str) -> None:
+        self._kept, self._again = kept, False
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        if self._again:
+            os.write(2, f"\nspectra: stopped at once; {self._kept}\n".encode())
+            os._exit(130)
+        self._again = True
+        raise KeyboardInterrupt
 
 
 def load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> Params:
@@ -65,6 +114,16 @@ def tracker_of(params: Params) -> Tracker:
     if not params.tracking.enabled:
         return NoTracker()
     return MlflowTracker(params.tracking.uri, params.tracking.experiment)
+
+
+def patient_tracker(params: Params, say: Callable[[str], None]) -> Tracker:
+    """The same, for a sweep: what the store does not take is logged when it does."""
+    from spectra.patience import PatientTracker
+    from spectra.tracking import NoTracker
+
+    if not params.tracking.enabled:
+        return NoTracker()
+    return PatientTracker(lambda: tracker_of(params), say)
 
 
 def numbers(text: str | None) -> str | None:

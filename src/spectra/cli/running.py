@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from spectra.cli.console import explained, finite, load, numbers, print_json, tracker_of
+from spectra.cli.console import (
+    explained,
+    finite,
+    load,
+    numbers,
+    patient_tracker,
+    print_json,
+    tracker_of,
+)
 from spectra.cli.options import (
     Activation,
     BatchSize,
@@ -243,15 +251,19 @@ def sweep(
         if strengths is None and (points, l2_min, l2_max) != (None, None, None):
             flags["sweep.strengths"] = "null"  # a grid on the command line beats a list elsewhere
         loaded = load(params, sets, flags)
-        tracker = tracker_of(loaded)
         with display.shown(quiet=quiet) as progress:
+            tracker = patient_tracker(loaded, progress.say)
             swept = pipeline.sweep(
                 loaded, replace=replace, draw=draw, progress=progress, tracker=tracker
             )
         if as_json:
             print_json({
                 "results": loaded.artifacts.out, "reused": swept.reused,
-                "seconds": swept.seconds, "runs": tracker.where,
+                "seconds": swept.seconds, "runs": tracker.where, "unlogged": swept.unlogged,
+                "failed": [
+                    {"replicate": f.replicate, "L2_strength": f.l2, "reason": f.reason}
+                    for f in swept.failed
+                ],
                 "findings": list(swept.drawn.findings) if swept.drawn else [],
                 "report": [str(p) for p in swept.drawn.files] if swept.drawn else [],
                 "strengths": [
@@ -261,3 +273,4 @@ def sweep(
             })  # fmt: skip
         else:
             display.print_sweep(swept, folder=loaded.artifacts.out, where=tracker.where)
+        pipeline.complain(swept)

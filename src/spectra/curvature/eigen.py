@@ -24,7 +24,7 @@ Source: B. N. Parlett, The Symmetric Eigenvalue Problem (SIAM, 1998), ch. 4 and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -54,11 +54,12 @@ _NEGLIGIBLE = 0.05
 
 @dataclass(frozen=True)
 class Extreme:
-    """An eigenvalue at an end of the axis, its |Hv − λv| and whether that met the bound."""
+    """An eigenvalue at an end of the axis, its |Hv − λv|, if that met the bound, its vector."""
 
     value: float
     residual: float
     converged: bool
+    vector_P: Floats | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,8 @@ def certified(
 
     def extreme(index: np.intp) -> Extreme:
         value, residual = float(values[index]), float(residuals[index])
-        return Extreme(value, residual, converged=residual <= max(bound, rtol * abs(value)))
+        met = residual <= max(bound, rtol * abs(value))
+        return Extreme(value, residual, met, vectors_KP[int(index)].cpu().numpy())
 
     return EigenPairs(
         values_K=leading,

@@ -74,6 +74,7 @@ class MlpHessian:
         threads: Shares that the chunks are divided into, each computed by a thread of its own
             on a CPU; the division decides the order of summation.
         inputs: The inputs as `inputs_of` divides them, where that has been done before.
+        here: Compute in the calling thread, which is one of several already.
 
     Attributes:
         dim: P.
@@ -100,6 +101,7 @@ class MlpHessian:
         gauss_newton: bool = False,
         threads: int = 1,
         inputs: Inputs | None = None,
+        here: bool = False,
     ) -> None:
         if not len(labels_N):
             raise ValueError("a Hessian of a mean loss needs at least one example, got none")
@@ -115,7 +117,9 @@ class MlpHessian:
         self.chunks = self._prepare(theta_P.detach(), inputs, inputs.split(labels_N))
         size = -(-len(self.chunks) // threads)
         self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
-        self._pool = _pool(len(self._shares)) if theta_P.device.type == "cpu" else None
+        self._pool: ThreadPoolExecutor | None = None
+        if theta_P.device.type == "cpu" and not here:
+            self._pool = own_threads(len(self._shares))
         check_finite(self)
 
     def __call__(self, v_P: Tensor) -> Tensor:
@@ -233,6 +237,6 @@ class _Direction:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def own_threads(threads: int) -> ThreadPoolExecutor:
     """Threads each of which does its linear algebra alone."""
     return ThreadPoolExecutor(threads, thread_name_prefix="product", initializer=runtime.alone)

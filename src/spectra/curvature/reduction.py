@@ -8,7 +8,8 @@ each follow without a product.
 That units are equal holds to round-off only, so the result is put to the whole network's Hessian:
 one product with a random combination Σ ± v of the outliers and one of the rest. By the signs,
 |H Σ±v − Σ±λv|² is in the mean the sum of all squared residuals; it is reported where it exceeds a
-pair's own residual, and if it says that the pairs are not those of the whole, there is no result.
+pair's own residual, for one pair may have all of it, and if it says that the pairs are not those
+of the whole, there is no result.
 
 Letters: P parameters, p of the quotient network, G classes of two or more units in a layer, K
 pairs.
@@ -16,9 +17,8 @@ pairs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -101,7 +101,7 @@ def reduced_eigenpairs(
             tighter = {**how, "rtol": rtol * _TIGHTER, "above": above}
             own, pairs, spent = _enough(part, counted(part), k, tighter)
             found += own
-            ends += [pairs.smallest, pairs.largest]
+            ends += [_end(part, end) for end in (pairs.smallest, pairs.largest)]
             products += spent
             above = _last(found, k)
 
@@ -120,13 +120,26 @@ def reduced_eigenpairs(
                 partial(_lifted, quotient, vectors_Kp[i]),
             )
         )  # fmt: skip
-    ends += [pairs.smallest, pairs.largest]
+    for end in (pairs.smallest, pairs.largest):
+        lifted_P = quotient.lift(torch.from_numpy(end.vector_P).to(scale_p))
+        ends.append(replace(end, vector_P=lifted_P.cpu().numpy()))
     found = [pair for pair in found if abs(pair.value) >= above]
     found.sort(key=lambda f: (-abs(f.value), -f.value))
     if not all(f.converged for f in found) or not all(end.converged for end in ends):
         return None
     return _put_to(whole, found, ends, k=k, rtol=rtol, products=products + pairs.products,
                    generator=generator)  # fmt: skip
+
+
+def _end(part: Differences, end: Extreme) -> Extreme:
+    """An extreme of a layer's differences, with its vector for all parameters.
+
+    Where classes share the eigenvalue, that is the part of the class that has most of it.
+    """
+    blocks_Gx = torch.from_numpy(end.vector_P).unflatten(0, (len(part.classes_G), -1))
+    index = int(blocks_Gx.norm(dim=1).argmax())
+    vector_x = blocks_Gx[index] / blocks_Gx[index].norm()
+    return replace(end, vector_P=part.lift(vector_x, index, 0).cpu().numpy())
 
 
 def _last(found: Sequence[_Found], k: int) -> float:
@@ -235,10 +248,9 @@ def _put_to(
         rest_P = whole(weights_J @ rows_JP) - scaled_J @ rows_JP
         products += 1
         missed = float(rest_P.double().norm())
-        if not missed <= float(np.linalg.norm(bounds_K[members_K])):
+        if not missed <= float(bounds_K[members_K].min()):
             return None
-        each = missed / math.sqrt(len(rows_JP))
-        residuals_K[members_K] = np.maximum(residuals_K[members_K], each)
+        residuals_K[members_K] = np.maximum(residuals_K[members_K], missed)
     return EigenPairs(
         values_K=values_K,
         vectors_KP=fix_signs(vectors_KP.cpu().numpy()),

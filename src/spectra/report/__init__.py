@@ -9,13 +9,16 @@ not imported. The same results give the same bytes, whatever the user's matplotl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
+from spectra import failures
 from spectra.artifacts import COLUMNS, Store, table_lines
 from spectra.errors import UsageError
+from spectra.failures import Failure
 from spectra.report import findings, summary
 from spectra.report.branch import branches
 
@@ -51,7 +54,7 @@ def draw(results: Path, out: Path) -> Drawn:
     from spectra.report import figures
 
     found = branches(records)
-    said = findings.sentences(found)
+    said = (*findings.sentences(found), *_failed(failures.found(Store(results))))
     store, files = Store(out), []
 
     def write(name: str, content: bytes) -> None:
@@ -70,3 +73,12 @@ def draw(results: Path, out: Path) -> Drawn:
     ]
     write("sweep.csv", b"".join(table_lines(rows, ("replicate", *COLUMNS))))
     return Drawn(tuple(files), said)
+
+
+def _failed(failed: Sequence[Failure]) -> list[str]:
+    """What there is to say of strengths without a result."""
+    if not failed:
+        return []
+    which = ", ".join(failure.key for failure in failed[:5])
+    more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+    return [f"Without a result: {len(failed)} strengths ({which}{more}). {failed[0].reason}"]

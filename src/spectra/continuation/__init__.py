@@ -1,0 +1,1 @@
+"""Branches of stationary points, followed in the strength of the penalty and through its folds."""

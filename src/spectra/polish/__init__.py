@@ -1,0 +1,1 @@
+"""Descent from trained weights to a stationary point of the objective; see `newton`."""

@@ -1,0 +1,127 @@
+"""The stage on which bad input is tried: a folder with a finished sweep, one command, one line.
+
+A row is a command line with what it meets; it is played in a copy of the folder, through the
+real command line. Whatever is wrong, the complaint is one line, the exit code says of which
+kind it is, standard output is empty, and every earlier result has the bytes and the times it
+had before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from spectra.cli import app
+
+PARAMETERS = """\
+data: {{name: sample, root: {root}, source: folder, folder: {folder}}}
+model: {{hidden: [4]}}
+train: {{max_epochs: 1, threads: 1}}
+sweep: {{strengths: [0.0, 0.01]}}
+spectrum: {{k: 2}}
+certificate: {{pairs: 1, probe: 2}}
+runtime: {{threads: 1}}
+artifacts: {{eigenvectors: none}}
+tracking: {{enabled: false}}
+"""
+"""Of a sweep that takes a second: 3,190 parameters, two strengths, two pairs."""
+
+WEIGHTS = "test_data/model_weights-1-0.01000.pth"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tried input.
+
+    Attributes:
+        name: What is wrong.
+        words: The command line; text is divided at its spaces.
+        message: The complaint; `…` stands for any text.
+        code: What the process ends with.
+        prepare: Puts into the folder, where the command runs, what it is to meet.
+        env: Variables that are set.
+    """
+
+    name: str
+    words: str | tuple[str, ...]
+    message: str
+    code: int = 2
+    prepare: Callable[[Path], object] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def rows(*table: Row) -> pytest.MarkDecorator:
+    """A test of every row."""
+    assert len({row.name for row in table}) == len(table)
+    return pytest.mark.parametrize("row", table, ids=[row.name for row in table])
+
+
+def params(text: str) -> Callable[[Path], object]:
+    """A `params.yaml` of this text in the place of the good one."""
+    return lambda here: (here / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def results(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of every earlier result."""
+    return {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted((folder / "test_data").iterdir())
+    }
+
+
+def is_as_told(message: str, line: str) -> bool:
+    """Whether a line is the message, of which `…` is any text."""
+    return bool(re.fullmatch(".*".join(map(re.escape, message.split("…"))), line))
+
+
+class Stage:
+    """A folder with a finished sweep, copied for every row."""
+
+    def __init__(self, folder: Path, finished: Path) -> None:
+        self.folder = folder
+        shutil.copytree(finished, folder, dirs_exist_ok=True, copy_function=shutil.copy2)
+        self.before = results(folder)
+
+    def play(self, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Run the row's command and hold its outcome against everything it must be."""
+        if row.prepare is not None:
+            row.prepare(self.folder)
+        monkeypatch.chdir(self.folder)
+        for name, value in row.env.items():
+            monkeypatch.setenv(name, value)
+        words = row.words.split(" ") if isinstance(row.words, str) else [*row.words]
+        if words[0] in ("data", "train", "spectrum", "sweep"):
+            words.append("--quiet")
+
+        ended = CliRunner().invoke(app, words)
+
+        assert isinstance(ended.exception, SystemExit), ended.exception
+        assert ended.stdout == ""
+        assert ended.stderr.endswith("\n")
+        assert ended.stderr.count("\n") == 1, ended.stderr
+        assert "Traceback" not in ended.stderr
+        line = ended.stderr.rstrip("\n")
+        assert is_as_told(f"spectra: {row.message}", line), line
+        assert ended.exit_code == row.code
+        assert results(self.folder) == self.before
+
+
+def finished_sweep(folder: Path, root: Path, digits: Path) -> Path:
+    """A folder with `params.yaml` and the results of a sweep of those parameters."""
+    text = PARAMETERS.format(root=root, folder=digits)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        ended = CliRunner().invoke(app, ["sweep", "--no-report", "--quiet"])
+    finally:
+        os.chdir(before)
+    assert ended.exit_code == 0, ended.output
+    return folder
