@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,9 @@ artifacts: {{eigenvectors: none}}
 tracking: {{enabled: false}}
 """
 """Of a sweep that takes a second: 3,190 parameters, two strengths, two pairs."""
+
+QUIET = ("data", "train", "spectrum", "sweep", "branch", "verify")
+"""Commands that tell their progress, on standard error, unless they are asked not to."""
 
 WEIGHTS = "test_data/model_weights-1-0.01000.pth"
 
@@ -91,25 +96,43 @@ class Stage:
 
     def play(self, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
         """Run the row's command and hold its outcome against everything it must be."""
-        if row.prepare is not None:
-            row.prepare(self.folder)
+        words = self._prepared(row)
         monkeypatch.chdir(self.folder)
         for name, value in row.env.items():
             monkeypatch.setenv(name, value)
-        words = row.words.split(" ") if isinstance(row.words, str) else [*row.words]
-        if words[0] in ("data", "train", "spectrum", "sweep"):
-            words.append("--quiet")
-
         ended = CliRunner().invoke(app, words)
 
-        assert isinstance(ended.exception, SystemExit), ended.exception
-        assert ended.stdout == ""
-        assert ended.stderr.endswith("\n")
-        assert ended.stderr.count("\n") == 1, ended.stderr
-        assert "Traceback" not in ended.stderr
-        line = ended.stderr.rstrip("\n")
-        assert is_as_told(f"spectra: {row.message}", line), line
-        assert ended.exit_code == row.code
+        assert isinstance(ended.exception, SystemExit), repr(ended.exception)
+        self._check(row, ended.exit_code, ended.stdout, ended.stderr)
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a command."""
+        ended = CliRunner().invoke(app, words)
+        return ended.exit_code, ended.stdout, ended.stderr
+
+    def play_apart(self, row: Row, environment: Mapping[str, str]) -> None:
+        """The same in a process of its own."""
+        executable = Path(sys.executable).with_name("spectra")
+        ended = subprocess.run(
+            [executable, *self._prepared(row)], cwd=self.folder, capture_output=True, text=True,
+            env={**os.environ, **row.env, **environment}, timeout=60, check=False,
+        )  # fmt: skip
+
+        self._check(row, ended.returncode, ended.stdout, ended.stderr)
+
+    def _prepared(self, row: Row) -> list[str]:
+        if row.prepare is not None:
+            row.prepare(self.folder)
+        words = row.words.split(" ") if isinstance(row.words, str) else [*row.words]
+        return [words[0], "--quiet", *words[1:]] if words[0] in QUIET else words
+
+    def _check(self, row: Row, code: int, out: str, err: str) -> None:
+        assert err.count("\n") == 1, err
+        assert err.endswith("\n")
+        assert is_as_told(f"spectra: {row.message}", err[:-1]), err
+        assert code == row.code
+        assert out == ""
+        assert "\x1b" not in err
         assert results(self.folder) == self.before
 
 

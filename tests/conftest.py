@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bad_input
 import oracles
 from spectra import params as parameters
 from spectra.params import Params
@@ -157,3 +158,16 @@ def command(tmp_path: Path, sample_root: Path, database: Path) -> Command:
     """`spectra` in an empty folder with tiny parameters and a migrated `mlflow.db`."""
     assert database.parent == tmp_path
     return Command(tmp_path, sample_root)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
+    """A folder with `params.yaml` and the finished sweep of those parameters."""
+    folder = tmp_path_factory.mktemp("finished")
+    return bad_input.finished_sweep(folder, sample_root, ROOT / "sample")
+
+
+@pytest.fixture
+def stage(tmp_path: Path, finished: Path) -> bad_input.Stage:
+    """A copy of it, on which one bad input is tried."""
+    return bad_input.Stage(tmp_path, finished)

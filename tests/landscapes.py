@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -23,7 +24,11 @@ class Point:
 
     loss: float
     gradient_P: Tensor
-    hessian_PP: Tensor
+    hessian: Callable[[], Tensor]
+
+    @cached_property
+    def hessian_PP(self) -> Tensor:
+        return self.hessian()
 
     def __call__(self, v_P: Tensor) -> Tensor:
         return self.hessian_PP.to(v_P.dtype) @ v_P
@@ -44,8 +49,8 @@ class Function:
         leaf_P = x_P.detach().clone().requires_grad_()
         loss = self.value(leaf_P)
         (gradient_P,) = torch.autograd.grad(loss, leaf_P)
-        hessian_PP = torch.autograd.functional.hessian(self.value, x_P.detach())
-        return Point(float(loss.detach()), gradient_P, hessian_PP)
+        hessian = partial(torch.autograd.functional.hessian, self.value, x_P.detach())
+        return Point(float(loss.detach()), gradient_P, hessian)
 
 
 def polynomial(coefficients: Polynomial, at: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ class Spiral:
     Attributes:
         sigma: s as a function of ρ.
         twist: h.
-        across: The d of each further coordinate.
+        across: The d of each further coordinate; a constant from the third on.
         teeth: m.
         stiffness: Of the direction along the sphere.
         centre: ref.
@@ -101,9 +106,11 @@ class Spiral:
         apart = torch.atan2(z_P[1], z_P[0]) - polynomial(self.twist, rho)
         tooth = self.stiffness * rho**2 * (1 - torch.cos(self.teeth * apart)) / self.teeth**2
         result = polynomial(self._radial, rho) + tooth
-        for z, across in zip(z_P[2:], self.across, strict=True):
-            result = result + polynomial(across, rho) * z**2 / 2 + z**4 / 4
-        return result
+        curvatures = torch.stack([polynomial(across, rho) for across in self.across[:2]])
+        # Beyond two they are constants: what is written in one line is fast.
+        constants = torch.tensor([float(across(0.0)) for across in self.across[2:]])
+        curvatures = torch.cat([curvatures, constants.to(curvatures)])
+        return result + (curvatures * z_P[2:] ** 2 / 2 + z_P[2:] ** 4 / 4).sum()
 
     def point(self, rho: float) -> Tensor:
         """The branch's point at a radius."""

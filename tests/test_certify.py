@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from spectra import pipeline
 from spectra.artifacts import Store
+from spectra.curvature.certificate import Certificate
+from spectra.curvature.claim import Claim
 from spectra.errors import ParameterError
+from spectra.mlp import Mlp
 from spectra.params import Params
 from spectra.progress import Silent
 from spectra.tracking import NoTracker
+from spectra.workbench import Workbench
 
 Tiny = Callable[..., Params]
 
@@ -77,7 +83,9 @@ def test_the_spectrum_of_changed_weights_is_not_certified(
     """A wrong weight between solving and certifying: said, written down, and the sweep goes on."""
     usual = pipeline.solve.certify
 
-    def meddled(bench, network, theta_P, claim, **how):
+    def meddled(
+        bench: Workbench, network: Mlp, theta_P: Tensor, claim: Claim, **how: Any  # noqa: ANN401
+    ) -> Certificate:
         changed_P = theta_P.clone()
         changed_P[-3] += 1e-2
         return usual(bench, network, changed_P, claim, **how)

@@ -296,6 +296,7 @@ def test_a_digest_feels_every_parameter(name: str):
         "train.momentum": 0.5, "sweep.strengths": [0.5], "sweep.ids": [2],
         "sweep.protocol": "independent", "sweep.direction": "down", "spectrum.solver": "eigsh",
         "spectrum.product": "autodiff", "spectrum.merge_units": False,
+        "polish.enabled": True, "polish.dtype": "float64",
         "runtime.device": "auto", "runtime.dtype": "float64", "artifacts.out": "x",
         "artifacts.report": "x", "artifacts.eigenvectors": "npy", "tracking.enabled": False,
         "tracking.uri": "x", "tracking.experiment": "x", "tracking.log_eigenvectors": True,

@@ -53,7 +53,7 @@ def touched(folder: Path) -> dict[str, tuple[int, int]]:
 def results_of(key: str, form: str = "csv") -> set[str]:
     names = {
         f"gradients-{key}.csv", f"Hessian-eigenvalues-{key}.csv", f"model_weights-{key}.pth",
-        f"history-{key}.csv", f"manifest-{key}.json",
+        f"history-{key}.csv", f"certificate-{key}.json", f"manifest-{key}.json",
     }  # fmt: skip
     return names | ({f"Hessian-eigenvectors-{key}.{form}"} if form != "none" else set())
 
@@ -626,8 +626,10 @@ def test_runs_tell_what_the_files_tell(tiny: Tiny, tmp_path: Path, database: Pat
         assert run.data.tags["spectra.version"]
         assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
             f"Hessian-eigenvalues-{key}.csv", f"model_weights-{key}.pth", f"manifest-{key}.json",
-            f"Hessian-eigenvectors-{key}.csv",
+            f"Hessian-eigenvectors-{key}.csv", f"certificate-{key}.json",
         }  # fmt: skip
+        assert metrics["certified"] == 1
+        assert run.data.tags["spectra.verdict"] == "not stationary"
         vectors = (tmp_path / "r" / f"Hessian-eigenvectors-{key}.csv").read_bytes()
         digest = run.data.tags["spectra.eigenvectors.sha256"]
         assert digest == hashlib.sha256(vectors).hexdigest()
@@ -739,7 +741,7 @@ def test_spectrum_finds_what_the_sweep_found(tiny: Tiny, tmp_path: Path, done: P
     assert examined.found.objective == result.row["Train_Reg_Loss"]
     assert set(contents(tmp_path)) == {path.name for path in examined.files} == {
         "Hessian-eigenvalues-1-0.01000.csv", "Hessian-eigenvectors-1-0.01000.csv",
-        "gradients-1-0.01000.csv", "gradients_eff-1-0.01000.csv",
+        "gradients-1-0.01000.csv", "gradients_eff-1-0.01000.csv", "certificate-1-0.01000.json",
     }  # fmt: skip
     lines = (tmp_path / "gradients_eff-1-0.01000.csv").read_text().splitlines()
     assert lines[0].startswith("dL_eff/dfc1.weight: ")

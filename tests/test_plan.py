@@ -22,6 +22,8 @@ OTHER = {
     "train.threads": 7, "train.stack": 7, "sweep.protocol": "independent", "spectrum.k": 7,
     "spectrum.rtol": 0.5, "spectrum.max_products": 7, "spectrum.solver": "eigsh",
     "spectrum.product": "autodiff", "spectrum.merge_units": False, "runtime.seed": 7,
+    "polish.enabled": True, "polish.tolerance": 0.5, "polish.max_products": 7,
+    "polish.dtype": "float64",
     "certificate.pairs": "all", "certificate.probe": 7, "certificate.stationary": 0.5,
     "runtime.device": "auto", "runtime.dtype": "float64", "runtime.threads": 7,
     "data.mean": 0.5, "data.std": 0.5, "artifacts.eigenvectors": "npy",

@@ -46,7 +46,7 @@ def check_runs(database: Path, folder: Path, count: int) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert all("lambda_min" in run.data.metrics for run in children)
     for run in children:
-        assert len(client.list_artifacts(run.info.run_id)) == 3
+        assert len(client.list_artifacts(run.info.run_id)) == 4
     assert parent.data.tags["spectra.folder"] == str(folder)
 
 

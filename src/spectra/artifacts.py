@@ -29,8 +29,6 @@ import fcntl
 import hashlib
 import io
 import os
-import pickle
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -41,7 +39,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from spectra.errors import StorageError, WeightsError
+from spectra.errors import StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,41 +178,6 @@ def array_bytes(array: Floats) -> bytes:
     return buffer.getvalue()
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a `state_dict`, without running anything the file may ask for.
-
-    A checkpoint that holds one under "state_dict" or "model_state_dict" will do.
-
-    Raises:
-        WeightsError: The file cannot be read, or is not a dictionary of tensors.
-    """
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it thinks of a file that it goes on to refuse
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"cannot read weights from {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} is refused: it is not a plain state_dict, or loading it would run code; "
-            "save it with torch.save(model.state_dict(), path)"
-        ) from None
-    except Exception as error:  # a damaged pickle trips over anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is not a PyTorch weights file: {reason[:120]}") from None
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise WeightsError(
-            f"{path} holds a {type(content).__name__}, not a state_dict; save it with "
-            "torch.save(model.state_dict(), path)"
-        )
-    return content
-
-
 # -------------------------------------------------------------------------------- the folder
 
 
@@ -228,12 +191,14 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._held: os.stat_result | None = None
+        self._mark = ""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, alone: bool = True) -> Iterator[None]:
         """Hold the folder against other sweeps, and clear what a killed one left half-written.
 
-        The lock is on the folder itself: nothing is left behind, and a kill releases it.
+        The lock is on the folder itself: nothing is left behind, and a kill releases it. Not
+        `alone`, it is shared with others that do not want it alone, and nothing is cleared.
 
         Raises:
             StorageError: Another process holds it, or it cannot be created.
@@ -243,19 +208,19 @@ class Store:
             handle = os.open(self.root, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StorageError(
                     f"{self.root} is in use by another sweep; wait for it or choose another "
                     "folder with --out"
                 ) from None
             with _explained(self.root):
-                for leftover in self.root.glob(f".*{_TEMPORARY}"):
+                for leftover in self.root.glob(f".*{_TEMPORARY}") if alone else ():
                     leftover.unlink(missing_ok=True)
-            self._held = os.fstat(handle)
+            self._held, self._mark = os.fstat(handle), "" if alone else f".{os.getpid()}"
             yield
         finally:
-            self._held = None
+            self._held, self._mark = None, ""
             os.close(handle)
 
     def write(self, name: str, chunks: Iterable[bytes]) -> dict[str, str | int]:
@@ -264,7 +229,7 @@ class Store:
         Raises:
             StorageError: The disk is full, or the folder cannot be written.
         """
-        path, partial = self.root / name, self.root / f".{name}{_TEMPORARY}"
+        path, partial = self.root / name, self.root / f".{name}{self._mark}{_TEMPORARY}"
         summed, size = hashlib.sha256(), 0
         with _explained(path):
             self._there()
@@ -335,7 +300,12 @@ class Store:
 
     def history(self, record: Record) -> list[dict[str, float]]:
         """The epochs of a result, as history-{ID}-{L2}.csv has them."""
-        text = (self.root / history_name(record.key)).read_text()
+        path = self.root / history_name(record.key)
+        try:
+            text = path.read_text()
+        except OSError as error:
+            self._there()
+            raise StorageError(f"cannot read {path}: {error.strerror}; run again") from None
         header, *lines = text.splitlines()
         names = header.split(",")
         return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from spectra import artifacts, failures
+from spectra import artifacts, checkpoint, failures
 from spectra.artifacts import COLUMNS, Record, Store
 from spectra.errors import WeightsError
 
@@ -99,7 +99,7 @@ def _meaning(path: Path, record: Record) -> Iterator[str]:
             yield "does not hold the eigenvalues of the manifest"
     elif path.name == artifacts.weights_name(record.key):
         try:
-            state = artifacts.load_state_dict(path)
+            state = checkpoint.load_state_dict(path)
         except WeightsError as error:
             yield f"cannot be loaded: {error}"
             return

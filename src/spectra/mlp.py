@@ -24,6 +24,7 @@ from spectra.activations import ACTIVATIONS
 from spectra.errors import WeightsError
 
 _KEY = re.compile(r"^(?P<layer>.+)\.(?P<kind>weight|bias)$")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,12 @@ def from_state_dict(state: Mapping[str, object], activation: str) -> tuple[Mlp, 
             raise WeightsError(
                 f"'{name}' is a {type(tensor).__name__}, not a tensor; save model.state_dict()"
             )
-        if not tensor.is_floating_point():
-            raise WeightsError(f"'{name}' has dtype {tensor.dtype}; weights must be floating point")
-        if not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"'{name}' contains NaN or infinity; the network is not usable")
+        _check(name, tensor)
     widths: list[int] = []
     names = list(state)
     for position in range(0, len(names), 2):
         weight_name, bias_name = names[position], (names[position + 1 : position + 2] or ["?"])[0]
-        weight_key, bias_key = _KEY.match(weight_name), _KEY.match(bias_name)
+        weight_key, bias_key = _KEY.match(str(weight_name)), _KEY.match(str(bias_name))
         if (
             not weight_key
             or not bias_key
@@ -130,7 +128,7 @@ def from_state_dict(state: Mapping[str, object], activation: str) -> tuple[Mlp, 
             )
         weight, bias = state[weight_name], state[bias_name]
         assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
-        if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or not weight.numel():
             raise WeightsError(
                 f"'{weight_name}' {tuple(weight.shape)} and '{bias_name}' {tuple(bias.shape)} "
                 "are not an affine map; expected (outputs, inputs) and (outputs,)"
@@ -146,3 +144,20 @@ def from_state_dict(state: Mapping[str, object], activation: str) -> tuple[Mlp, 
     dtype = tensors[0].dtype if tensors[0].dtype in (torch.float32, torch.float64) else None
     flat = [tensor.detach().to("cpu", dtype or torch.float32).reshape(-1) for tensor in tensors]
     return Mlp(tuple(widths), activation), torch.cat(flat)
+
+
+def _check(name: object, tensor: Tensor) -> None:
+    """Refuse a tensor that does not hold finite numbers of a kind that is calculated with."""
+    if tensor.dtype not in _DTYPES:
+        raise WeightsError(
+            f"'{name}' has dtype {tensor.dtype}; weights must be floating point: float16, "
+            "bfloat16, float32 or float64"
+        )
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        kind = "no values" if tensor.device.type == "meta" else f"the layout {tensor.layout}"
+        raise WeightsError(f"'{name}' has {kind}; save a dense tensor")
+    # A few bytes can claim any shape by strides of zero; to look at them all would take it.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(f"'{name}' holds fewer numbers than its shape; save a contiguous copy")
+    if not bool(torch.isfinite(tensor).all()):
+        raise WeightsError(f"'{name}' contains NaN or infinity; the network is not usable")

@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -23,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from spectra import yamlfile
 from spectra.errors import ParameterError
 
 ENVIRONMENT_PREFIX = "SPECTRA_"
@@ -33,10 +35,10 @@ DType = Literal["float32", "float64"]
 VectorFormat = Literal["csv", "npy", "none"]
 DataSource = Literal["auto", "folder", "torchvision", "pypi"]
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]  # more is a slip, and no counter's number
 Threads = Annotated[int, Field(ge=1, le=1024)]  # OpenMP crashes on absurd numbers
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]  # file names spell it out
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -60,10 +62,9 @@ class DataParams(Section):
 class ModelParams(Section):
     """The multilayer perceptron: 784 inputs, `hidden` widths, 10 classes."""
 
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(strict=False)] = (
-        128,
-        128,
-    )
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(strict=False, max_length=64)
+    ] = (128, 128)
     activation: Activation = "sigmoid"
 
 
@@ -91,11 +92,11 @@ class TrainParams(Section):
 class SweepParams(Section):
     """The grid of strengths, the replicates and how one strength follows from another."""
 
-    l2_min: NonNegativeFloat = 0.0
-    l2_max: NonNegativeFloat = 0.09
+    l2_min: Strength = 0.0
+    l2_max: Strength = 0.09
     points: Annotated[int, Field(ge=1, le=1_000_000)] = 451
-    strengths: Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)] | None = None
-    ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = (1,)
+    strengths: Annotated[tuple[Strength, ...], Field(strict=False)] | None = None
+    ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(strict=False)] = (1,)
     protocol: Literal["continuation", "independent"] = "continuation"
     direction: Literal["up", "down"] = "up"
 
@@ -141,7 +142,7 @@ class SpectrumParams(Section):
     """The eigenpairs wanted and the means allowed."""
 
     k: PositiveInt = 30
-    rtol: PositiveFloat = 1e-3
+    rtol: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     max_products: PositiveInt = 5000
     solver: Literal["lanczos", "eigsh"] = "lanczos"
     product: Literal["fused", "autodiff"] = "fused"
@@ -235,16 +236,22 @@ def load(
         ParameterError: The file is missing or not YAML, a key is unknown, or a value is of the
             wrong type or out of range.
     """
-    merged = _read_yaml_file(path)
+    merged = yamlfile.read(path)
+    for section, values in merged.items():
+        if section in Params.model_fields and not isinstance(values, dict):
+            raise ParameterError(
+                f"{path or yamlfile.USUAL}: section '{section}' must hold keys and values, "
+                f"not a {yamlfile.kind(values)}"
+            )
     for key, text in (os.environ if environ is None else environ).items():
         if key.startswith(ENVIRONMENT_PREFIX):
             section, name = _environment_key(key)
-            _put(merged, section, name, _scalar(text))
+            _put(merged, section, name, yamlfile.scalar(text))
     for dotted, value in (overrides or {}).items():
         if value is None:
             continue
         section, _, name = dotted.partition(".")
-        _put(merged, section, name, _scalar(value) if isinstance(value, str) else value)
+        _put(merged, section, name, yamlfile.scalar(value) if isinstance(value, str) else value)
     try:
         return Params.model_validate(merged)
     except ValidationError as error:
@@ -264,33 +271,6 @@ def flatten(params: BaseModel) -> dict[str, Any]:
         for section, values in params.model_dump(mode="json").items()
         for key, value in values.items()
     }
-
-
-def _read_yaml_file(path: Path | None) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    if path is None:
-        path = Path("params.yaml")
-        if not path.exists():
-            return {}
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ParameterError(f"cannot read parameters from {path}: {error.strerror}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # 2001-99-99 is a ValueError to it
-        first = " ".join(str(error).split())
-        raise ParameterError(f"{path} is not valid YAML: {first}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ParameterError(f"{path} must hold sections of parameters, not a {_kind(content)}")
-    for section, values in content.items():
-        if section in Params.model_fields and not isinstance(values, dict):
-            raise ParameterError(
-                f"{path}: section '{section}' must hold keys and values, not a {_kind(values)}"
-            )
-    return content
 
 
 def _environment_key(variable: str) -> tuple[str, str]:
@@ -317,17 +297,6 @@ def _put(merged: dict[str, Any], section: str, name: str, value: Any) -> None:  
             "for example train.lr=0.001"
         )
     merged.setdefault(section, {})[name] = value
-
-
-def _scalar(text: str) -> Any:  # noqa: ANN401
-    """Read text as YAML does, so that '0.01', 'null' and '[64, 64]' get their types."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError):
-        return text
 
 
 def _section(annotation: Any) -> type[Section]:  # noqa: ANN401
@@ -357,14 +326,19 @@ def _one_line(error: ValidationError) -> str:
     text = text[0].lower() + text[1:]
     value = first["input"]
     if isinstance(value, dict | Section):
-        return f"{name}: {text}"
+        return f"{name}: {text}" + (", got keys and values" if len(path) > 1 else "")
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
-        choices = _choices(path)
-        hint = _nearest(value, choices)
+        near = difflib.get_close_matches(value, _choices(path), n=1, cutoff=0.5)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
     if isinstance(value, float) and not math.isfinite(value):
         text = "input should be a finite number"
-    return f"{name}: {text}, got {value!r}{hint}"
+    return f"{name}: {text}, got {_SHOWN.repr(value)}{hint}"
+
+
+_SHOWN = reprlib.Repr()
+"""How a value is shown: lists that YAML's aliases nest nine deep would fill the memory."""
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 1, 120, 120
 
 
 def _choices(path: list[str]) -> list[str]:
@@ -375,7 +349,3 @@ def _choices(path: list[str]) -> list[str]:
 def _nearest(word: str, known: Any) -> str:  # noqa: ANN401
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{found[0]}'?" if found else f"; known are {', '.join(known)}"
-
-
-def _kind(value: object) -> str:
-    return {list: "list", str: "text", int: "number", float: "number"}.get(type(value), "value")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,24 +86,25 @@ def train(
     """Train one network at one strength from its seeded initial weights and save it."""
     bench = open_bench(params, progress.say)
     key = f"{replicate}-{plan.strength_labels([l2])[l2]}"
-    began = time.monotonic()
-    progress.begin(key, epochs=params.train.max_epochs)
-    (trained,) = solve.optimise(
-        bench, [(replicate, l2, bench.initial(replicate))],
-        on_epoch=lambda _, epoch: progress.epoch(epoch),
-    )  # fmt: skip
-    if isinstance(trained, DivergedError):
-        raise trained
-    name = artifacts.weights_name(key)
-    state = bench.network.state_dict(trained.theta_P)
-    Store(out).write(name, [artifacts.state_dict_bytes(state)])
-    tracker.log(
-        runs.training_run(
-            params, bench, trained, replicate=replicate, l2=l2, file=out / name,
-            seconds=time.monotonic() - began,
-        )
-    )  # fmt: skip
-    return TrainedFile(out / name, trained, bench.penalty(l2))
+    with _beside(out, key) as store:
+        began = time.monotonic()
+        progress.begin(key, epochs=params.train.max_epochs)
+        (trained,) = solve.optimise(
+            bench, [(replicate, l2, bench.initial(replicate))],
+            on_epoch=lambda _, epoch: progress.epoch(epoch),
+        )  # fmt: skip
+        if isinstance(trained, DivergedError):
+            raise trained
+        name = artifacts.weights_name(key)
+        state = bench.network.state_dict(trained.theta_P)
+        store.write(name, [artifacts.state_dict_bytes(state)])
+        tracker.log(
+            runs.training_run(
+                params, bench, trained, replicate=replicate, l2=l2, file=out / name,
+                seconds=time.monotonic() - began,
+            )
+        )  # fmt: skip
+        return TrainedFile(out / name, trained, bench.penalty(l2))
 
 
 def spectrum(
@@ -121,29 +122,29 @@ def spectrum(
     penalty = bench.penalty(l2)
     if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
         raise UsageError(f"objective.reference and {weights} are not of the same shape")
-    progress.begin(key, epochs=0)
-    found = solve.analyse(
-        bench, network, theta_P, penalty=penalty,
-        generator=bench.generator(0, "lanczos", l2), on_product=partial(progress.product, key),
-    )  # fmt: skip
-    store = Store(out)
-    written = solve.write_spectrum(store, key, network, found, params.artifacts.eigenvectors)
-    name = artifacts.gradients_name(key, of="_eff")
-    parts = {n: t.cpu().numpy() for n, t in network.split(found.gradient_P).items()}
-    store.write(name, artifacts.gradient_lines(parts, of="L_eff"))
-    solve.complain_if_unconverged(bench, found, key, store)
-    names = [*written, name]
-    vouched = None
-    if params.certificate.pairs is not None:
-        vouched = solve.certify(
-            bench, network, theta_P, Claim.of(found, theta_P), penalty=penalty,
-            generator=bench.generator(0, "certificate", l2),
-            on_product=lambda number: progress.product(key, found.pairs.products + number),
+    with _beside(out, key) as store:
+        progress.begin(key, epochs=0)
+        found = solve.analyse(
+            bench, network, theta_P, penalty=penalty,
+            generator=bench.generator(0, "lanczos", l2), on_product=partial(progress.product, key),
         )  # fmt: skip
-        names.append(artifacts.certificate_name(key))
-        store.write(names[-1], [artifacts.json_bytes(vouched.content)])
-    norm = float(theta_P.double().norm())
-    return Examined(network, l2, norm, found, tuple(out / n for n in names), vouched)
+        written = solve.write_spectrum(store, key, network, found, params.artifacts.eigenvectors)
+        name = artifacts.gradients_name(key, of="_eff")
+        parts = {n: t.cpu().numpy() for n, t in network.split(found.gradient_P).items()}
+        store.write(name, artifacts.gradient_lines(parts, of="L_eff"))
+        solve.complain_if_unconverged(bench, found, key, store)
+        names = [*written, name]
+        vouched = None
+        if params.certificate.pairs is not None:
+            vouched = solve.certify(
+                bench, network, theta_P, Claim.of(found, theta_P), penalty=penalty,
+                generator=bench.generator(0, "certificate", l2),
+                on_product=lambda number: progress.product(key, found.pairs.products + number),
+            )  # fmt: skip
+            names.append(artifacts.certificate_name(key))
+            store.write(names[-1], [artifacts.json_bytes(vouched.content)])
+        norm = float(theta_P.double().norm())
+        return Examined(network, l2, norm, found, tuple(out / n for n in names), vouched)
 
 
 def sweep(
@@ -235,6 +236,24 @@ def draw(params: Params) -> Drawn:
     return report.draw(Path(params.artifacts.out), Path(params.artifacts.report))
 
 
+@contextmanager
+def _beside(out: Path, key: str) -> Iterator[Store]:
+    """A folder to write files of `{ID}-{L2}` into that are no part of a sweep.
+
+    Raises:
+        UsageError: A sweep's result of that name stands there; its files are not written over.
+        StorageError: A sweep holds the folder, or it cannot be created.
+    """
+    store = Store(out)
+    with store.held(alone=False):
+        if store.record(key) is not None:
+            raise UsageError(
+                f"{out} holds a sweep's result {key}, which would be written over; choose another "
+                "folder with --out"
+            )
+        yield store
+
+
 def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Outcome]:
     """The plan's results and failures that are there and intact, by digest.
 
@@ -246,7 +265,7 @@ def _settle(store: Store, laid: Plan, *, replace: bool) -> dict[str, Outcome]:
     own = [r for r in records if wanted.get(r.digest) == r.key]
     foreign = [r for r in records if wanted.get(r.digest) != r.key]
     failed = failures.found(store)
-    owned = {outcome.replicate for outcome in (*records, *failed)}
+    owned = {r.replicate for r in records} | {f.replicate for f in failed}
     unknown = [i for i in laid.chains if i not in owned and store.has_table(i)]
     if (foreign or unknown) and not replace:
         if foreign:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectra import artifacts, solve
+from spectra import artifacts, checkpoint, solve
 from spectra.artifacts import Record, Store
 from spectra.curvature.spectrum import Spectrum
 from spectra.errors import WeightsError
@@ -289,7 +289,7 @@ def _read(path: Path, digest: str, device: torch.device) -> State | None:
     if not path.exists():
         return None
     try:
-        content = artifacts.load_state_dict(path)
+        content = checkpoint.load_state_dict(path)
     except WeightsError:
         return None
     if content.pop("digest", None) != digest:

@@ -10,8 +10,8 @@ import orjson
 
 from spectra import artifacts, plan, polishing, provenance
 from spectra.artifacts import Record, Store
-from spectra.failures import Failure
 from spectra.curvature.certificate import Certificate
+from spectra.failures import Failure
 from spectra.params import Params, digest, flatten
 from spectra.plan import Plan
 from spectra.tracking import FOLDER, Logged

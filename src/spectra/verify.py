@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from spectra import artifacts, inspection, params, solve
 from spectra.artifacts import Record, Store
@@ -137,7 +138,7 @@ def _complaints(
     claim = Claim(
         np.array(record.eigenvalues), vectors_KP, np.array(record.residuals),
         Extreme(float(record.row["lambda_min"]), float("nan"), converged=True, vector_P=None),
-        loss=float(record.row["Train_Loss"]),
+        loss=float(record.row["Train_Loss"]), weights=_weights_said(store, record),
     )  # fmt: skip
     subset = bench.params.certificate.pairs
     return solve.certify(
@@ -146,6 +147,15 @@ def _complaints(
         on_product=lambda number: progress.product(record.key, number),
         subset="all" if subset is None else subset,
     ).complaints  # fmt: skip
+
+
+def _weights_said(store: Store, record: Record) -> str | None:
+    """The digest of the weights that the certificate was made at, where there is one."""
+    name = artifacts.certificate_name(record.key)
+    if name not in record.files:
+        return None
+    said = orjson.loads((store.root / name).read_bytes()).get("weights")
+    return str(said) if said is not None else None
 
 
 def _bench(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spectra import artifacts, data, mlp, runtime
+from spectra import checkpoint, data, mlp, runtime
 from spectra.errors import ParameterError, WeightsError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
@@ -101,7 +101,7 @@ class Workbench:
         Raises:
             WeightsError: It is not one, or does not fit the data.
         """
-        state = artifacts.load_state_dict(path)
+        state = checkpoint.load_state_dict(path)
         try:
             network, theta_P = mlp.from_state_dict(state, self.params.model.activation)
         except WeightsError as error:
@@ -117,7 +117,13 @@ class Workbench:
                 f"{path}: the network tells {network.widths[-1]} classes apart, the data have "
                 f"{classes}"
             )
-        return network, theta_P.to(self.machine.device, self.machine.dtype)
+        theta_P = theta_P.to(self.machine.device, self.machine.dtype)
+        if not bool(theta_P.isfinite().all()):
+            raise WeightsError(
+                f"{path}: some weights are beyond the range of {self.params.runtime.dtype}; "
+                "use --dtype float64"
+            )
+        return network, theta_P
 
 
 def open_bench(params: Params, say: Callable[[str], None]) -> Workbench:

@@ -1,4 +1,4 @@
-"""Both ways of recomputing against dense Hessians, and the noise of products against planted noise."""
+"""Both ways of recomputing against dense Hessians; the noise of products against planted noise."""
 
 from __future__ import annotations
 

@@ -29,9 +29,11 @@ def explained(kept: str = "finished work is kept, the same command goes on") -> 
     """
     from spectra.errors import MemoryShortError, SpectraError
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-    signal.signal(signal.SIGINT, _Interrupt(kept))
+    for number, handler in (
+        (signal.SIGTERM, _stop), (signal.SIGHUP, _stop), (signal.SIGINT, _Interrupt(kept)),
+    ):  # fmt: skip
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, handler)
     try:
         yield
         sys.stdout.flush()
@@ -46,6 +48,9 @@ def explained(kept: str = "finished work is kept, the same command goes on") -> 
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that closing stdout does not fail again
         raise typer.Exit(141) from None
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        _fail(f"{what}{error.strerror or error}; {kept}", 5)
     except (MemoryError, RuntimeError) as error:
         said = str(error)
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", said):
@@ -132,7 +137,7 @@ def numbers(text: str | None) -> str | None:
 
 
 def finite(flag: str, value: float) -> None:
-    """Refuse a strength that is NaN or infinite.
+    """Refuse a strength that is NaN, infinite or beyond what file names spell out.
 
     Raises:
         ParameterError: It is.
@@ -141,6 +146,8 @@ def finite(flag: str, value: float) -> None:
 
     if not math.isfinite(value):
         raise ParameterError(f"{flag}: a strength must be a finite number, got {value}")
+    if value > 1e9:
+        raise ParameterError(f"{flag}: a strength may be 1e+09 at most, got {value:g}")
 
 
 def print_json(content: dict[str, Any]) -> None:

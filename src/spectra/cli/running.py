@@ -73,7 +73,7 @@ def data(
 
 def train(
     l2: Annotated[float, typer.Option("--l2", min=0, help="Strength λ.")] = 0.0,
-    replicate: Annotated[int, typer.Option("--id", min=0, help="Replicate.")] = 1,
+    replicate: Annotated[int, typer.Option("--id", min=0, max=2**63 - 1, help="Replicate.")] = 1,
     out: Annotated[Path, typer.Option("--out", help="Folder for the weights.")] = Path("results"),
     hidden: Hidden = None,
     activation: Activation = None,

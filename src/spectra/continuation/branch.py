@@ -1,8 +1,16 @@
 """A branch of stationary points, followed until it folds, loses its stability or arrives.
 
 The predictor is the tangent with the last step's curvature, the corrector Newton's method on the
-sphere (see `sphere`). The step grows while the corrector hardly works, shrinks when it labours, and
-is taken back when it fails or lands far from where the tangent pointed: another branch is there.
+sphere (see `sphere`). The step grows while the corrector hardly works and shrinks when it labours.
+It is taken back, for a shorter one, when what it found may lie on another branch:
+
+- the corrector failed, or landed far from where the tangent pointed;
+- the chord is not the mean of the tangents at its ends, which differs by (turn)²/12 of it;
+- more happened than one event of a kind, or one that on a closer look has no place: the quantity
+  that should go through zero leaps over it.
+
+A bend narrower than a step, into the line of a neighbour just as narrow, is still not seen: the
+bound on the step is what there is against that.
 
 At every point the lowest eigenvalues of H_eff are counted, those that keep the symmetry of the
 coordinates and, where units were merged, those that break it. Between two points something
@@ -27,6 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -34,6 +43,7 @@ from torch import Tensor
 from spectra.continuation.krylov import Lowest, every, lowest
 from spectra.continuation.sphere import Place, Sphere
 from spectra.curvature.operator import MatVec
+from spectra.errors import NonFiniteError
 from spectra.polish.landscape import Local
 
 Kind = Literal["start", "step", "fold", "crossing", "breaking", "target"]
@@ -44,12 +54,20 @@ _LARGEST = 0.15
 """Of a step in r, relative to r."""
 _STRAY = 0.5
 """Share of a step by which the corrector may move its end."""
+_BENT = 0.1
+"""Share of a chord by which the mean of its tangents may miss it: a turn of one radian."""
 _RETRIES = 12
+_DOUBTS = 8
+"""How often a step is halved to tell events apart, before they count as simultaneous."""
 _TRIALS = 40
 _DIGITS = 1e-8
 """Relative change of λ at which an event is located."""
 _NARROW = 1e-3
 """Share of its values around an event to which the quantity that goes through zero must fall."""
+_CLOSE = 1e-9
+"""Relative distance at which a target is reached."""
+_LEAP = 0.05
+"""Share of those values that, left on a bracket without width, is a leap and no event."""
 _SMALL = 64
 """Rows up to which an operator is written out."""
 
@@ -171,26 +189,33 @@ class Branch:
         yield here.point
         first = here.point.l2
         ahead = math.copysign(1.0, (how.to - first) * here.point.slope)
-        step, before = ahead * self._bound(here) / 10, None
+        step, before, doubts = ahead * self._bound(here) / 10, None, 0
         while not self.ended:
             moved = self._stepped(here, before, step)
-            if moved is None:
+            events = self._events(here, moved[0], doubts < _DOUBTS) if moved else None
+            if moved and events is None and doubts < _DOUBTS:
+                step, doubts = _SHRINKAGE * (moved[0].point.r - here.point.r), doubts + 1
+                continue
+            if moved is None or events is None:
                 self.ended = "budget" if sphere.products >= how.max_products else "lost"
                 return
-            following, step = moved
-            events = self._events(here, following)
-            yield from events
-            if events and not how.beyond:
-                self.ended = events[-1].kind
-                return
-            l2 = following.point.l2
-            if (l2 - how.to) * (first - how.to) <= 0:
-                yield self._located("target", here, following, lambda h: h.point.l2 - how.to)
-                self.ended = "target"
-                return
-            yield following.point
-            if how.beyond and (l2 - first) * (how.to - first) < 0:
-                self.ended = "back"
+            (following, step), doubts, last = moved, 0, here
+            for passed in (*events, following):
+                if (passed.point.l2 - how.to) * (first - how.to) <= 0:
+                    at = self._located("target", last, passed, lambda h: h.point.l2 - how.to)
+                    self.ended = "target" if at else "lost"
+                    if at:
+                        yield at.point
+                    return
+                # Known before the point is given away: whoever keeps files writes it with that.
+                if passed is not following and not how.beyond:
+                    self.ended = passed.point.kind
+                elif how.beyond and (passed.point.l2 - first) * (how.to - first) < 0:
+                    self.ended = "back"
+                yield replace(passed.point, products=sphere.products)
+                if self.ended:
+                    return
+                last = passed
             before, here = here, following
 
     def _bound(self, here: _Here) -> float:
@@ -211,17 +236,28 @@ class Branch:
                 bent_P = here.velocity_P - before.velocity_P
                 guess_P += (step**2 / (2 * (here.point.r - before.point.r))) * bent_P
             r = here.point.r + step
-            found = self._sphere.corrected(guess_P, r, most=_MOST)
+            found = self._tried(guess_P, r)
             if found is not None:
                 place, work = found
                 guess_P = self._sphere.on(guess_P, r)
                 strayed = float((place.x_P - guess_P).norm())
                 travelled = float((place.x_P - here.point.x_P).norm())
                 if strayed <= _STRAY * travelled:
-                    factor = _GROWTH if work <= _EASY else _SHRINKAGE if work > _HARD else 1.0
-                    return self._here(place, "step", here), step * factor
+                    there = self._here(place, "step", here)
+                    mean_P = (here.velocity_P + there.velocity_P) / 2
+                    missed_P = there.point.x_P - here.point.x_P - step * mean_P
+                    if float(missed_P.norm()) <= _BENT * travelled:
+                        factor = _GROWTH if work <= _EASY else _SHRINKAGE if work > _HARD else 1.0
+                        return there, step * factor
             step *= _SHRINKAGE
         return None
+
+    def _tried(self, x_P: Tensor, r: float) -> tuple[Place, int] | None:
+        """The corrector where it may fail: a landscape not finite there is a step too long."""
+        try:
+            return self._sphere.corrected(x_P, r, most=_MOST)
+        except NonFiniteError:
+            return None
 
     def _here(self, place: Place, kind: Kind, near: _Here | None) -> _Here:
         """A corrected place with its tangent and its lowest eigenvalues."""
@@ -273,45 +309,61 @@ class Branch:
             generator=sphere.generator,
         )  # fmt: skip
 
-    def _events(self, a: _Here, b: _Here) -> list[Point]:
-        """What happened between two points, in the order of its happening."""
-        found: list[Point] = []
+    def _events(self, a: _Here, b: _Here, doubted: bool) -> list[_Here] | None:
+        """What happened between two points, in the order of its happening.
+
+        Args:
+            a: The one.
+            b: The other.
+            doubted: Whether two events of a kind are one too many.
+
+        Returns:
+            The events; None where they cannot be told, or where there is a leap instead.
+        """
+        found: list[_Here | None] = []
         folded = a.point.slope * b.point.slope < 0
         if folded:
             found.append(self._located("fold", a, b, lambda h: h.point.slope))
         kept = [here.symmetric.negative for here in (a, b)]
-        if abs(kept[1] - kept[0]) > folded:
+        turned = abs(kept[1] - kept[0])
+        # A fold turns one direction; where it seems to turn none, something else turned it back.
+        if doubted and (turned > 1 or (folded and turned != 1)):
+            return None
+        if turned > folded:
             at = min(kept)
             found.append(self._located("crossing", a, b, lambda h: _value(h.symmetric, at)))
         for i, (before, after) in enumerate(zip(a.parts, b.parts, strict=True)):
-            if before.negative != after.negative:
-                at = min(before.negative, after.negative)
-                found.append(
-                    self._located(
-                        "breaking",
-                        a,
-                        b,
-                        lambda h, i=i, at=at: _value(h.parts[i], at),  # type: ignore[misc]
-                    )
-                )
-        return sorted(found, key=lambda point: abs(point.r - a.point.r))
+            parted = abs(before.negative - after.negative)
+            if doubted and parted > 1:
+                return None
+            if parted:
+                quantity = partial(_part_value, i, min(before.negative, after.negative))
+                found.append(self._located("breaking", a, b, quantity))
+        told = [event for event in found if event is not None]
+        if len(told) < len(found):
+            return None
+        return sorted(told, key=lambda event: abs(event.point.r - a.point.r))
 
-    def _located(self, kind: Kind, a: _Here, b: _Here, quantity: Callable[[_Here], float]) -> Point:
-        """The point between two at which a quantity is zero; the last trial if none is settled."""
+    def _located(
+        self, kind: Kind, a: _Here, b: _Here, quantity: Callable[[_Here], float]
+    ) -> _Here | None:
+        """The point between two at which a quantity is zero; None where it leaps over zero."""
         at_a, at_b = quantity(a), quantity(b)
         scale = min(abs(at_a), abs(at_b))
-        best, kept = (a if abs(at_a) < abs(at_b) else b), 0
+        strength = max(abs(a.point.l2), abs(b.point.l2))
+        best, value = (a, at_a) if abs(at_a) < abs(at_b) else (b, at_b)
+        close, kept = (_CLOSE * strength if kind == "target" else _NARROW * scale), 0
         for _ in range(_TRIALS):
             if at_a * at_b >= 0:
                 break
             r = (at_b * a.point.r - at_a * b.point.r) / (at_b - at_a)
-            found = self._sphere.corrected(_between(a, b, r), r, most=_MOST)
+            found = self._tried(_between(a, b, r), r)
             if found is None:
-                break
+                return None
             here = self._here(found[0], kind, a)
             value, moved = quantity(here), abs(here.point.l2 - best.point.l2)
             best = here
-            if moved <= _DIGITS * abs(here.point.l2) and abs(value) <= _NARROW * scale:
+            if moved <= _DIGITS * strength and abs(value) <= close:
                 break
             # An end that is kept twice running counts for half (the Illinois rule).
             if value * at_b > 0:
@@ -322,7 +374,11 @@ class Branch:
                 a, at_a = here, value
                 at_b *= 0.5 if kept == 1 else 1.0
                 kept = 1
-        return replace(best.point, kind=kind, products=self._sphere.products)
+        # Below the residuals of eigenvalues, a value that does not fall says nothing.
+        if abs(value) > max(_LEAP * scale, self._how.atol):
+            return None
+        point = replace(best.point, kind=kind, products=self._sphere.products)
+        return replace(best, point=point)
 
 
 def _between(a: _Here, b: _Here, r: float) -> Tensor:
@@ -335,6 +391,11 @@ def _between(a: _Here, b: _Here, r: float) -> Tensor:
         + t**2 * (3 - 2 * t) * b.point.x_P
         - t**2 * (1 - t) * width * b.velocity_P
     )
+
+
+def _part_value(part: int, index: int, here: _Here) -> float:
+    """An eigenvalue of a part, by its place."""
+    return _value(here.parts[part], index)
 
 
 def _value(found: Lowest, index: int) -> float:

@@ -77,7 +77,7 @@ def recomputed(
     shares = [chunks[i : i + size] for i in range(0, len(chunks), size)]
 
     def share(members: list[tuple[Tensor, Tensor]]) -> Recomputed:
-        loss, gradient_P, images_BP = 0.0, torch.zeros_like(v_BP[0]), torch.zeros_like(v_BP)
+        loss, gradient_P, images_BP = 0.0, v_BP.new_zeros(v_BP.shape[1]), torch.zeros_like(v_BP)
         for x_nD, y_n in members:
             on_chunk()
             more, gradient_part_P, images_part_BP = part(x_nD.double(), y_n, v_BP)

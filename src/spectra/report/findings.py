@@ -80,6 +80,7 @@ def sentences(branches: Sequence[Branch]) -> tuple[str, ...]:
         _minima(branches),
         _trivial(branches),
         _convergence(branches),
+        *_unsound(branches),
     )
 
 
@@ -201,6 +202,20 @@ def _convergence(branches: Sequence[Branch]) -> str:
         f"{text}; the worst relative residual ‖Hv − λv‖/|λ| is {relative_residual(worst):.1e}, "
         f"at λ = {strength(worst.l2)}."
     )
+
+
+def _unsound(branches: Sequence[Branch]) -> list[str]:
+    """Solutions whose certificate complains; where none was asked for, nothing is said."""
+    vouched = [
+        r for r in _records(branches) if any(name.startswith("certificate-") for name in r.files)
+    ]
+    unsound = [strength(r.l2) for r in vouched if not r.row.get("certified")]
+    if not unsound:
+        return []
+    return [
+        f"{len(unsound)} of {len(vouched)} certificates are not sound: λ = "
+        f"{', '.join(unsound[:5])}{' …' if len(unsound) > 5 else ''}; their files say why."
+    ]
 
 
 def _stretches(records: Sequence[Record], holds: Callable[[Record], bool]) -> str:
