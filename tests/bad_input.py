@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -110,12 +111,20 @@ class Stage:
         ended = CliRunner().invoke(app, words)
         return ended.exit_code, ended.stdout, ended.stderr
 
-    def play_apart(self, row: Row, environment: Mapping[str, str]) -> None:
-        """The same in a process of its own."""
+    def play_apart(
+        self, row: Row, environment: Mapping[str, str], memory: int = resource.RLIM_INFINITY
+    ) -> None:
+        """The same in a process of its own, which may address so many bytes."""
+
+        def bounded() -> None:
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
+
         executable = Path(sys.executable).with_name("spectra")
         ended = subprocess.run(
             [executable, *self._prepared(row)], cwd=self.folder, capture_output=True, text=True,
-            env={**os.environ, **row.env, **environment}, timeout=60, check=False,
+            env={**os.environ, **row.env, **environment}, timeout=120, check=False,
+            preexec_fn=bounded,
         )  # fmt: skip
 
         self._check(row, ended.returncode, ended.stdout, ended.stderr)

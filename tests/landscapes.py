@@ -24,13 +24,15 @@ class Point:
 
     loss: float
     gradient_P: Tensor
-    hessian: Callable[[], Tensor]
+    written_out: Callable[[], Tensor]
 
     @cached_property
-    def hessian_PP(self) -> Tensor:
-        return self.hessian()
+    def hessian_PP(self) -> Tensor:  # noqa: N802
+        """Computed when it is first asked for."""
+        return self.written_out()
 
     def __call__(self, v_P: Tensor) -> Tensor:
+        """The product Hv."""
         return self.hessian_PP.to(v_P.dtype) @ v_P
 
 
@@ -45,6 +47,7 @@ class Function:
     evaluations: int = field(default=0, init=False)
 
     def at(self, x_P: Tensor) -> Point:
+        """The function near x."""
         self.evaluations += 1
         leaf_P = x_P.detach().clone().requires_grad_()
         loss = self.value(leaf_P)
@@ -101,6 +104,7 @@ class Spiral:
         self.landscape = Function(self.value, self.dim)
 
     def value(self, x_P: Tensor) -> Tensor:
+        """L(x)."""
         z_P = self.turn_PP @ (x_P - self.reference_P)
         rho = torch.linalg.vector_norm(z_P[:2])
         apart = torch.atan2(z_P[1], z_P[0]) - polynomial(self.twist, rho)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -390,13 +391,25 @@ def test_remove_takes_the_result_and_nothing_else(tmp_path: Path):
     assert set(contents(tmp_path)) == {"notes.txt", *kept.files, "manifest-1-0.20000.json"}
 
 
-def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """And the folder is synced before it and after it."""
-    store, seen = Store(tmp_path), []
-    made = record(store)
-    monkeypatch.setattr(Store, "_sync", lambda self: seen.append("sync"))
-    monkeypatch.setattr(Store, "write", lambda self, name, chunks: seen.append(name))
+def test_every_file_is_on_the_disk_before_the_next_and_the_manifest_is_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Content, then name, then the folder that holds the name: also after a loss of power."""
+    seen: list[str] = []
+    fsync, replace = os.fsync, Path.replace
 
-    store.commit(made)
+    def synced(handle: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        seen.append("folder" if folder else "content")
+        fsync(handle)
 
-    assert seen == ["sync", "manifest-1-0.10000.json", "sync"]
+    def renamed(self: Path, target: Path) -> Path:
+        seen.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    made = record(Store(tmp_path))
+
+    names = [*made.files, "manifest-1-0.10000.json"]
+    assert seen == [step for name in names for step in ("content", name, "folder")]

@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from spectra.params import Params
 from spectra.workbench import Workbench, open_bench
 
 Tiny = Callable[..., Params]
+Loss = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture
@@ -53,23 +53,23 @@ def small(bench: Workbench, images: int = 100) -> Workbench:
 
 
 def follow(
-    bench: Workbench, weights: Path, out: Path, *, to: float = 0.022, l2: float = 0.02, **how: Any
+    bench: Workbench, weights: Path, out: Path, *, to: float = 0.022, l2: float = 0.02
 ) -> branches.Followed:
-    last = None
-    settings = {"longest": 0.001, "beyond": True} | how
-    for last in branches.follow(
-        bench, weights, l2=l2, how=Follow(to=to, **settings), out=Store(out), key="1-0.02000",
-        max_polish=4000,
-    ):  # fmt: skip
-        pass
-    assert last is not None
-    return last
+    how = Follow(to=to, longest=0.001, beyond=True)
+    told = branches.follow(
+        bench, weights, l2=l2, how=how, out=Store(out), key="1-0.02000", max_polish=4000
+    )
+    return list(told)[-1]
 
 
-def whole(bench: Workbench, *, c: float, reference_P: Tensor | float = 0.0) -> Any:
+def whole(bench: Workbench, *, c: float, reference_P: Tensor | float = 0.0) -> Loss:
     data = bench.train_set
     return oracles.mean_loss(
-        (784, 4, 10), "sigmoid", data.inputs_ND.double(), data.labels_N, c=c,
+        (784, 4, 10),
+        "sigmoid",
+        data.inputs_ND.double(),
+        data.labels_N,
+        c=c,
         reference_P=reference_P,
     )
 
@@ -90,9 +90,7 @@ def lowest_count(loss: Callable[[Tensor], Tensor], theta_P: Tensor) -> int:
 def test_written_points_are_stationary_for_the_whole_network(
     tiny: Tiny, coalesced: Callable[..., Path], tmp_path: Path, convention: str
 ):
-    params = tiny(
-        model__hidden=[4], objective__penalty=convention, runtime__dtype="float64"
-    )
+    params = tiny(model__hidden=[4], objective__penalty=convention, runtime__dtype="float64")
     bench = small(open_bench(params, print))
     factor = 1.0 if convention == "full" else 0.5
 
@@ -100,7 +98,8 @@ def test_written_points_are_stationary_for_the_whole_network(
 
     assert found.merged.widths[1] < 4, "equal units are merged"
     assert found.ended in ("target", "back")
-    rows = list(csv.DictReader((tmp_path / "out" / "branch-1-0.02000.csv").open()))
+    table = (tmp_path / "out" / "branch-1-0.02000.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == len(found.points)
     assert [row["kind"] for row in rows] == [point.kind for point in found.points]
     named = {path.stem.rsplit("1-0.02000-", 1)[1]: path for path in found.files[2:]}
@@ -141,8 +140,8 @@ def test_negative_directions_are_those_of_the_whole_hessian(
     for path in found.files[2:]:
         theta_P, _ = written(path)
         kind = path.stem.rsplit("-", 1)[1]
-        point = found.points[-1] if kind == "last" else next(
-            p for p in found.points if p.kind == kind
+        point = (
+            found.points[-1] if kind == "last" else next(p for p in found.points if p.kind == kind)
         )
         if kind in ("start", "target", "last"):
             assert point.negative == lowest_count(whole(bench, c=point.l2), theta_P)
@@ -175,9 +174,7 @@ def test_around_a_reference_point_nothing_is_merged(
     reference_P = 0.05 * mlp.initial(torch.Generator().manual_seed(9), torch.float32)
     around = tmp_path / "around.pth"
     around.write_bytes(artifacts.state_dict_bytes(mlp.state_dict(reference_P)))
-    params = tiny(
-        model__hidden=[4], objective__reference=str(around), runtime__dtype="float64"
-    )
+    params = tiny(model__hidden=[4], objective__reference=str(around), runtime__dtype="float64")
     bench = small(open_bench(params, print))
 
     found = follow(bench, weights, tmp_path / "out", l2=0.05, to=0.051)

@@ -84,7 +84,14 @@ def test_a_failure_is_read_as_it_was_written(tmp_path: Path):
     assert failures.found(store) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"digest": 1}', b"\xff", b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"digest": 1}', b"\xff", b"null",
+     b'{"digest":"d","replicate":"1","l2":0.0,"label":"0.00000","reason":"","files":{}}',
+     b'{"digest":"d","replicate":1,"l2":null,"label":"0.00000","reason":"","files":{}}',
+     b'{"digest":"d","replicate":1,"l2":0.0,"label":"0.00000","reason":"","files":[]}',
+     b'{"digest":"d","replicate":1,"l2":0.0,"label":"0.00000","reason":"","files":{"a":0}}'],
+)  # fmt: skip
 def test_a_damaged_failure_is_none(tmp_path: Path, content: bytes):
     (tmp_path / "failed-1-0.00000.json").write_bytes(content)
 

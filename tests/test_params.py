@@ -300,10 +300,25 @@ def test_a_digest_feels_every_parameter(name: str):
         "runtime.device": "auto", "runtime.dtype": "float64", "artifacts.out": "x",
         "artifacts.report": "x", "artifacts.eigenvectors": "npy", "tracking.enabled": False,
         "tracking.uri": "x", "tracking.experiment": "x", "tracking.log_eigenvectors": True,
-        "sweep.l2_min": 0.01,
+        "sweep.l2_min": 0.01, "spectrum.rtol": 0.5,
     }.get(name, 7)  # fmt: skip
 
     other = load(None, environ={}, overrides={name: changed})
 
     assert flatten(other)[name] == changed
     assert digest(other) != digest(Params())
+
+
+@pytest.mark.parametrize("text", ["2026", "1e3", "true", "a: b", "#1", "line\nfeed", " x ", "[a]"])
+def test_the_name_of_a_folder_is_the_word_itself(text: str):
+    """Words of the command line are read as YAML; a name must not become a number."""
+    environ = {"SPECTRA_DATA_ROOT": text}
+
+    assert load(None, environ={}, overrides={"artifacts.out": text}).artifacts.out == text
+    assert load(None, environ={}, overrides={"data.folder": text}).data.folder == text
+    assert load(None, environ=environ).data.root == text
+
+
+@pytest.mark.parametrize(("text", "folder"), [("null", None), ("", None), ("'null'", "null")])
+def test_no_folder_is_told_from_one_of_that_name(text: str, folder: str | None):
+    assert load(None, environ={}, overrides={"data.folder": text}).data.folder == folder

@@ -162,6 +162,12 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
 
 
+def manifest_bytes(content: Mapping[str, Any]) -> bytes:
+    """A manifest, sealed with the SHA-256 of what it says."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps({**content, "seal": _seal(content)}, option=options)
+
+
 def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
     """A `state_dict` as `torch.save` writes it, without the file's name in it."""
     import torch
@@ -249,8 +255,7 @@ class Store:
 
     def commit(self, record: Record) -> None:
         """Make a result complete: write its manifest, its files being on the disk."""
-        text = orjson.dumps(asdict(record), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-        self.write(manifest_name(record.key), [text + b"\n"])
+        self.write(manifest_name(record.key), [manifest_bytes(asdict(record))])
 
     def records(self) -> list[Record]:
         """All results whose manifest can be read, in no order that matters."""
@@ -302,13 +307,16 @@ class Store:
         """The epochs of a result, as history-{ID}-{L2}.csv has them."""
         path = self.root / history_name(record.key)
         try:
-            text = path.read_text()
+            text = path.read_text(errors="replace")
         except OSError as error:
             self._there()
             raise StorageError(f"cannot read {path}: {error.strerror}; run again") from None
-        header, *lines = text.splitlines()
+        header, *lines = text.splitlines() or [""]
         names = header.split(",")
-        return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]
+        try:
+            return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]
+        except ValueError:
+            raise StorageError(f"{path} is damaged; see `spectra verify --repair`") from None
 
     def _there(self) -> None:
         """Make the folder, or make sure that it is still the one that is held."""
@@ -333,11 +341,40 @@ def _read_manifest(path: Path) -> Record | None:
     """What a manifest tells; None if it is damaged: the strength then counts as not done."""
     try:
         content = orjson.loads(path.read_bytes())
+        seal = content.pop("seal", None)
+        if seal not in (None, _seal(content)) or not _well_formed(content):
+            return None
         content["eigenvalues"] = tuple(content["eigenvalues"])
         content["residuals"] = tuple(content["residuals"])
         return Record(**content)
-    except (orjson.JSONDecodeError, TypeError, KeyError):
+    except (IsADirectoryError, orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says: nothing else vouches for the manifest itself."""
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _well_formed(content: Mapping[str, Any]) -> bool:
+    """Whether a manifest has the types of a `Record`, and names files of its folder alone.
+
+    Those written before there were seals have nothing else to tell them from damaged ones.
+    """
+    return (
+        isinstance(content["digest"], str)
+        and isinstance(content["label"], str)
+        and isinstance(content["replicate"], int)
+        and isinstance(content["l2"], float | int)
+        and all(isinstance(content[name], dict) for name in ("row", "parameters"))
+        and "L2_strength" in content["row"]
+        and len(content["residuals"]) == len(content["eigenvalues"]) > 0
+        and all(isinstance(v, float) for v in (*content["eigenvalues"], *content["residuals"]))
+        and all(
+            Path(name).name == name and {"sha256", "bytes"} <= facts.keys()
+            for name, facts in content["files"].items()
+        )
+    )
 
 
 @contextmanager

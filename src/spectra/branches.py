@@ -198,7 +198,9 @@ def _ground(
     is merged.
     """
     data = bench.train_set
-    labelled = Labelled(data.inputs, data.labels_N, bench.params.runtime.threads)
+    labelled = Labelled(
+        data.inputs, data.labels_N, bench.params.runtime.threads, exact_ND=data.inputs_ND
+    )
     classes = quotient(network, theta_P, MERGED_WITHIN)
     if penalty.reference_P is not None or classes.mlp.dim == network.dim:
         return _Ground(bench, network, None, NetworkLandscape(network, labelled)), theta_P

@@ -9,6 +9,7 @@ some. Where only the spectrum failed the trained weights are kept, and the chain
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -67,7 +68,9 @@ def found(store: Store) -> list[Failure]:
     for path in store.root.glob(_PATTERN):
         try:
             failure = Failure(**orjson.loads(path.read_bytes()))
-            whole = all(store.holds(name, facts) for name, facts in failure.files.items())
+            whole = math.isfinite(failure.replicate + failure.l2) and all(
+                store.holds(name, facts) for name, facts in failure.files.items()
+            )
         except (orjson.JSONDecodeError, TypeError, AttributeError, KeyError, OSError):
             continue
         if whole:

@@ -108,6 +108,8 @@ def read(path: Path, *, magic: int, limit: int, gzipped: bool = True) -> bytes:
     Raises:
         DataError: The file is unreadable, too large, truncated or not of this kind.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a pipe or a device, not a file; put the data set's file there")
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == _GZIP_MAGIC

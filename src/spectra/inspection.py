@@ -50,7 +50,11 @@ def inspect(store: Store) -> tuple[list[Record], list[Fault]]:
     records = store.records()
     read = {artifacts.manifest_name(record.key) for record in records}
     faults = [
-        Fault(path.stem.removeprefix("manifest-"), path.name, "cannot be read as a manifest")
+        Fault(
+            path.stem.removeprefix("manifest-"),
+            path.name,
+            "is no manifest, or is not as it was written",
+        )
         for path in sorted(store.root.glob(artifacts.manifest_name("*")))
         if path.name not in read
     ]
@@ -114,8 +118,8 @@ def _meaning(path: Path, record: Record) -> Iterator[str]:
             yield f"holds {len(lines)} tensors"
     elif path.name == artifacts.history_name(record.key):
         epochs = len(path.read_bytes().splitlines()) - 1
-        if epochs != record.row["epochs"]:
-            yield f"tells of {epochs} epochs, the manifest of {record.row['epochs']}"
+        if epochs != (told := record.row.get("epochs", epochs)):
+            yield f"tells of {epochs} epochs, the manifest of {told}"
 
 
 def _table(store: Store, replicate: int, records: list[Record]) -> Iterator[Fault]:

@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from spectra import yamlfile
 from spectra.errors import ParameterError
@@ -42,6 +50,15 @@ Strength = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]  # file na
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _place(name: str) -> str:
+    if not name or "\0" in name:
+        raise ValueError("a file or folder needs a name, and one without NUL")
+    return name
+
+
+Place = Annotated[str, AfterValidator(_place)]
+
+
 class Section(BaseModel):
     """A frozen group of parameters; keys it does not know are errors."""
 
@@ -52,9 +69,9 @@ class DataParams(Section):
     """Which IDX data set, where it is kept and where it may come from."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "mnist"
-    root: str = "data"
+    root: Place = "data"
     source: DataSource = "auto"
-    folder: str | None = None
+    folder: Place | None = None
     mean: FiniteFloat = 0.1307
     std: PositiveFloat = 0.3081
 
@@ -72,7 +89,7 @@ class ObjectiveParams(Section):
     """The penalty: `full` is λ‖θ − ref‖², `half` is (λ/2)‖θ − ref‖²; no ref means 0."""
 
     penalty: Literal["full", "half"] = "full"
-    reference: str | None = None
+    reference: Place | None = None
 
 
 class TrainParams(Section):
@@ -179,16 +196,22 @@ class PolishParams(Section):
 class ArtifactParams(Section):
     """Where results go. Eigenvectors as text take some 50 MB a strength."""
 
-    out: str = "test_data"
-    report: str = "report"
+    out: Place = "test_data"
+    report: Place = "report"
     eigenvectors: VectorFormat = "csv"
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> ArtifactParams:
+        if Path(self.out).absolute() == Path(self.report).absolute():
+            raise ValueError(f"out and report are both {self.out}; give the report its own folder")
+        return self
 
 
 class TrackingParams(Section):
     """MLflow: `uri: null` means `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db` here."""
 
     enabled: bool = True
-    uri: str | None = None
+    uri: Place | None = None
     experiment: Annotated[str, Field(min_length=1)] = "spectra"
     log_eigenvectors: bool = False
 
@@ -246,12 +269,13 @@ def load(
     for key, text in (os.environ if environ is None else environ).items():
         if key.startswith(ENVIRONMENT_PREFIX):
             section, name = _environment_key(key)
-            _put(merged, section, name, yamlfile.scalar(text))
+            _put(merged, section, name, _read(section, name, text))
     for dotted, value in (overrides or {}).items():
         if value is None:
             continue
         section, _, name = dotted.partition(".")
-        _put(merged, section, name, yamlfile.scalar(value) if isinstance(value, str) else value)
+        read = _read(section, name, value) if isinstance(value, str) else value
+        _put(merged, section, name, read)
     try:
         return Params.model_validate(merged)
     except ValidationError as error:
@@ -283,17 +307,33 @@ def _environment_key(variable: str) -> tuple[str, str]:
     }
     if (section, name) not in known.values():
         raise ParameterError(
-            f"environment variable {variable} names no parameter"
+            f"environment variable {repr(variable)[1:-1]} names no parameter"
             + _nearest(variable, known)
             + "; unset it or correct it"
         )
     return section, name
 
 
+def _read(section: str, name: str, text: str) -> Any:  # noqa: ANN401
+    """The value that a word stands for: what YAML reads, but for text the word as it is.
+
+    A folder may be called `2026`, `null: void` or by a line feed; quotes are taken off.
+    """
+    value = yamlfile.scalar(text)
+    group = Params.model_fields.get(section)
+    field = _section(group.annotation).model_fields.get(name) if group else None
+    kinds = field and (get_args(field.annotation) or (field.annotation,))
+    if not kinds or not {str, Place} & set(kinds):
+        return value
+    if isinstance(value, str) and text[:1] in ("'", '"'):
+        return value
+    return None if type(None) in kinds and text.strip() in ("", "~", "null") else text
+
+
 def _put(merged: dict[str, Any], section: str, name: str, value: Any) -> None:  # noqa: ANN401
     if not section or not name:
         raise ParameterError(
-            f"'{section or name}' is not a parameter; write SECTION.KEY=VALUE, "
+            f"{(section or name)!r} is not a parameter; write SECTION.KEY=VALUE, "
             "for example train.lr=0.001"
         )
     merged.setdefault(section, {})[name] = value
@@ -312,7 +352,7 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         fields = Params.model_fields
         if len(path) == 1:
-            return f"unknown section '{name}'" + _nearest(name, fields)
+            return f"unknown section {name!r}" + _nearest(name, fields)
         known = _section(fields[path[0]].annotation).model_fields
         everywhere = {
             f"{s}.{k}": None
@@ -321,7 +361,7 @@ def _one_line(error: ValidationError) -> str:
         }
         here = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"; did you mean '{path[0]}.{here[0]}'?" if here else _nearest(name, everywhere)
-        return f"unknown parameter '{name}'{hint}"
+        return f"unknown parameter {name!r}{hint}"
     text = first["msg"].removeprefix("Value error, ")
     text = text[0].lower() + text[1:]
     value = first["input"]

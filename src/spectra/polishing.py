@@ -200,7 +200,7 @@ def polish_strength(
 
     found = polish_network(
         bench.network, trained.theta_P.to(dtype), bench.penalty(task.l2),
-        Labelled(data.inputs, data.labels_N, bench.params.runtime.threads),
+        Labelled(data.inputs, data.labels_N, bench.params.runtime.threads, data.inputs_ND),
         max_products=how.max_products, tolerance=how.tolerance,
         merge=bench.params.spectrum.merge_units,
         generator=bench.generator(task.replicate, "polish", task.l2),

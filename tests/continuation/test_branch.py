@@ -239,7 +239,7 @@ def test_without_parts_there_is_nothing_to_break():
 
 
 def test_many_coordinates_are_multiplied_and_not_written_out():
-    across = [Polynomial([0.3 + 0.02 * i]) for i in range(80)]
+    across = [Polynomial([0.3 + 0.02 * i]) for i in range(66)]
     spiral = Spiral(HUMP, across=across)
 
     branch, points = followed(spiral, 1.4, Follow(to=0.6, longest=0.05, beyond=True))
@@ -273,16 +273,14 @@ def test_start_beside_the_branch_is_put_on_it():
     on_branch(spiral, points)
 
 
-@pytest.mark.parametrize("longest", [0.01, 1.0])
+@pytest.mark.parametrize("longest", [0.04, 1.0])
 @pytest.mark.parametrize("turns", [1.0, 6.0])
 @pytest.mark.parametrize("teeth", [6, 48])
-def test_close_branches_are_not_mistaken_for_one_another(
-    teeth: int, turns: float, longest: float
-):
-    """Up to 48 spirals of the same λ(r), 0.13 ρ apart, turned by up to 20 radians."""
+def test_close_branches_are_not_mistaken_for_one_another(teeth: int, turns: float, longest: float):
+    """Up to 48 spirals of the same λ(r), 0.13 ρ apart, turned by up to 10 radians."""
     spiral = Spiral(HUMP, twist=Polynomial([0.0, turns, turns / 2]), teeth=teeth)
 
-    branch, points = followed(spiral, 1.6, Follow(to=0.6, longest=longest, beyond=True))
+    branch, points = followed(spiral, 1.4, Follow(to=0.6, longest=longest, beyond=True))
 
     assert (branch.ended, kinds(points)) == ("back", ["start", "fold"])
     on_branch(spiral, points)
@@ -299,7 +297,7 @@ def test_landscape_that_ends_loses_the_branch_at_its_end():
         Function(value, 2), L2Penalty(0.0), tolerance=1e-10, max_products=9,
         products_in=torch.float64, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    branch = Branch(sphere, Follow(to=-10.0, longest=0.1, beyond=True))
+    branch = Branch(sphere, Follow(to=10.0, longest=0.1, beyond=True))
     start = 1.5 * torch.tensor([math.cos(0.5**0.5), math.sin(0.5**0.5)], dtype=torch.float64)
 
     points = list(branch.points(start))
@@ -343,7 +341,7 @@ def test_budget_ends_a_branch_with_what_there_is(budget: float):
 
 
 def test_start_that_no_corrector_helps_is_lost():
-    function = Function(lambda x_P: (x_P[1:] ** 3 + 0.1 * x_P[1:]).sum(), 3)
+    function = Function(lambda x_P: x_P[1] ** 3 + 0.1 * x_P[1] + 5 * x_P[2] ** 2, 3)
     sphere = Sphere(
         function, L2Penalty(0.0), tolerance=1e-12, max_products=9, products_in=torch.float64,
         generator=torch.Generator().manual_seed(0),

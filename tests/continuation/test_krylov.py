@@ -30,6 +30,7 @@ class Counted:
         self.matrix_PP, self.products = matrix_PP, 0
 
     def __call__(self, v_P: Tensor) -> Tensor:
+        """The product Av."""
         self.products += 1
         return self.matrix_PP @ v_P
 

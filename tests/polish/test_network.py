@@ -26,13 +26,16 @@ def examples(count: int = 60, sparse: bool = True) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_losses_and_gradients_are_those_of_float64(sparse: bool, threads: int):
-    """From data in float32: what is left of float32 are the data alone."""
+    """From data in float32 with a background that rounds: what is left of float32 are the data."""
     inputs_ND, labels_N = examples(sparse=sparse)
+    inputs_ND -= 0.4242
     mlp = Mlp(WIDTHS)
     theta_P = mlp.initial(torch.Generator().manual_seed(1), torch.float64)
     loss = oracles.mean_loss(WIDTHS, "sigmoid", inputs_ND.double(), labels_N)
 
-    landscape = NetworkLandscape(mlp, Labelled(inputs_of(inputs_ND, 17), labels_N, threads))
+    landscape = NetworkLandscape(
+        mlp, Labelled(inputs_of(inputs_ND, 17), labels_N, threads, inputs_ND)
+    )
     local = landscape.at(theta_P)
 
     assert local.loss == pytest.approx(float(loss(theta_P)), rel=1e-14)

@@ -144,7 +144,7 @@ def test_the_budget_ends_it_with_a_verdict_and_the_best_point():
 def test_from_every_step_a_later_call_ends_with_the_same_bytes(start_P: Tensor):
     states: list[State] = []
     whole = descend(valley, start_P, on_step=states.append)
-    assert len(states) > 3
+    assert len(states) >= 3
 
     for state in states:
         again = descend(valley, torch.zeros_like(start_P), state=state)

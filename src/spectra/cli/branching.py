@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from spectra.cli.options import (
     Seed,
     Sets,
     Threads,
+    place,
 )
 
 
@@ -42,7 +44,7 @@ def branch(
     polish_products: Annotated[
         float, typer.Option("--polish-products", min=1, help="Products to polish the start with.")
     ] = 5000,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("results"),
+    out: Annotated[Path, place("--out", "Folder for the files.")] = Path("results"),
     activation: Activation = None,
     penalty: Penalty = None,
     seed: Seed = None,
@@ -69,10 +71,11 @@ def branch(
             if named is None:
                 raise ParameterError(f"--l2: {weights} does not tell its strength; give it")
             l2 = float(named[2])
-        for flag, value in (("--l2", l2), ("--to", to), ("--step", step or 1.0)):
+        for flag, value in (("--l2", l2), ("--to", to)):
             finite(flag, value)
-        if step is not None and step <= 0:
-            raise ParameterError(f"--step: must be above 0, got {step:g}")
+        if step is not None and not 0 < step < math.inf:
+            what = "above 0" if math.isfinite(step) else "a finite number"
+            raise ParameterError(f"--step: must be {what}, got {step:g}")
         flags = {
             "model.activation": activation, "objective.penalty": penalty, "runtime.seed": seed,
             "runtime.device": device, "runtime.dtype": dtype,

@@ -6,9 +6,21 @@ A flag that is not given is None, which is what lets the environment and params.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def place(flag: str, what: str) -> Any:  # noqa: ANN401  (as typer.Option itself)
+    """An option that names a folder: an empty name, as of an unset variable, is none."""
+
+    def folder(name: str | Path) -> Path:
+        if not str(name):
+            raise typer.BadParameter("a folder needs a name, got ''")
+        return Path(name)
+
+    return typer.Option(flag, parser=folder, help=what)
+
 
 ParamsFile = Annotated[
     Path | None,
@@ -20,7 +32,7 @@ Sets = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
+Out = Annotated[Path | None, place("--out", "Folder for the results.")]
 Track = Annotated[
     bool | None, typer.Option("--track/--no-track", help="Log to MLflow.", show_default=False)
 ]

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from spectra.cli.console import explained, load, print_json
-from spectra.cli.options import Json, ParamsFile, Quiet, Sets
+from spectra.cli.options import Json, ParamsFile, Quiet, Sets, place
 
 
 def report(
     results: Annotated[
-        Path | None, typer.Option("--results", help="Folder of a sweep; artifacts.out if absent.")
+        Path | None, place("--results", "Folder of a sweep; artifacts.out if absent.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
+    out: Annotated[Path | None, place("--out", "Folder for the report.")] = None,
     params: ParamsFile = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -41,7 +41,7 @@ def report(
 
 def verify(
     results: Annotated[
-        Path | None, typer.Option("--results", help="Folder of a sweep; artifacts.out if absent.")
+        Path | None, place("--results", "Folder of a sweep; artifacts.out if absent.")
     ] = None,
     sample: Annotated[
         str, typer.Option("--sample", metavar="N|all", help="Results to recompute pairs of.")

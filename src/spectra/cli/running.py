@@ -40,6 +40,7 @@ from spectra.cli.options import (
     Threads,
     Track,
     Vectors,
+    place,
 )
 
 
@@ -74,7 +75,7 @@ def data(
 def train(
     l2: Annotated[float, typer.Option("--l2", min=0, help="Strength λ.")] = 0.0,
     replicate: Annotated[int, typer.Option("--id", min=0, max=2**63 - 1, help="Replicate.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the weights.")] = Path("results"),
+    out: Annotated[Path, place("--out", "Folder for the weights.")] = Path("results"),
     hidden: Hidden = None,
     activation: Activation = None,
     penalty: Penalty = None,
@@ -141,7 +142,7 @@ def spectrum(
     penalty: Penalty = None,
     reference: Reference = None,
     eigenvectors: Vectors = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("results"),
+    out: Annotated[Path, place("--out", "Folder for the files.")] = Path("results"),
     seed: Seed = None,
     device: Device = None,
     dtype: DType = None,

@@ -1,4 +1,4 @@
-"""What was typed wrongly, in one line: `spectra: --points: 'x' is not an integer; see ...`.
+"""What was typed wrongly, in one line: `spectra: no such option: --pionts; did you mean ...`.
 
 Typer draws its usage errors as a box of several lines, in colour where a terminal or a CI asks
 for it. Here they read like every other complaint of the program. Typer carries its own copy of
@@ -9,6 +9,7 @@ Click from 0.26 on and asks for Click before, so the errors are known by their a
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from typing import Any
 
@@ -23,6 +24,9 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (Typer's own signature)
         """Run the command line and end the process with its exit code."""
         kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+                stream.reconfigure(errors="backslashreplace")
         try:
             code = super().main(*args, **kwargs)
         except Exception as error:

@@ -57,15 +57,15 @@ _STRAY = 0.5
 _BENT = 0.1
 """Share of a chord by which the mean of its tangents may miss it: a turn of one radian."""
 _RETRIES = 12
+_SHORTEST = 1e-9
+"""Step relative to r below which none is tried: the branch turns back in r there."""
 _DOUBTS = 8
 """How often a step is halved to tell events apart, before they count as simultaneous."""
 _TRIALS = 40
 _DIGITS = 1e-8
-"""Relative change of λ at which an event is located."""
+"""Relative change of λ at which an event is located; a target is, to the corrector's tolerance."""
 _NARROW = 1e-3
 """Share of its values around an event to which the quantity that goes through zero must fall."""
-_CLOSE = 1e-9
-"""Relative distance at which a target is reached."""
 _LEAP = 0.05
 """Share of those values that, left on a bracket without width, is a leap and no event."""
 _SMALL = 64
@@ -228,7 +228,8 @@ class Branch:
     ) -> tuple[_Here, float] | None:
         """The next point and the step to try after it; None where none is found."""
         for _ in range(_RETRIES):
-            if self._sphere.products >= self._how.max_products:
+            spent = self._sphere.products >= self._how.max_products
+            if spent or abs(step) < _SHORTEST * here.point.r:
                 return None
             step = math.copysign(min(abs(step), self._bound(here)), step)
             guess_P = here.point.x_P + step * here.velocity_P
@@ -312,13 +313,7 @@ class Branch:
     def _events(self, a: _Here, b: _Here, doubted: bool) -> list[_Here] | None:
         """What happened between two points, in the order of its happening.
 
-        Args:
-            a: The one.
-            b: The other.
-            doubted: Whether two events of a kind are one too many.
-
-        Returns:
-            The events; None where they cannot be told, or where there is a leap instead.
+        None where there is a leap or, if that is `doubted`, more than one of a kind.
         """
         found: list[_Here | None] = []
         folded = a.point.slope * b.point.slope < 0
@@ -337,8 +332,8 @@ class Branch:
             if doubted and parted > 1:
                 return None
             if parted:
-                quantity = partial(_part_value, i, min(before.negative, after.negative))
-                found.append(self._located("breaking", a, b, quantity))
+                at = min(before.negative, after.negative)
+                found.append(self._located("breaking", a, b, partial(_parting, i, at)))
         told = [event for event in found if event is not None]
         if len(told) < len(found):
             return None
@@ -352,7 +347,9 @@ class Branch:
         scale = min(abs(at_a), abs(at_b))
         strength = max(abs(a.point.l2), abs(b.point.l2))
         best, value = (a, at_a) if abs(at_a) < abs(at_b) else (b, at_b)
-        close, kept = (_CLOSE * strength if kind == "target" else _NARROW * scale), 0
+        # λ is no better known than the gradient that it follows from.
+        known = max(_DIGITS * strength, self._sphere.tolerance)
+        close, kept = (self._sphere.tolerance if kind == "target" else _NARROW * scale), 0
         for _ in range(_TRIALS):
             if at_a * at_b >= 0:
                 break
@@ -363,7 +360,7 @@ class Branch:
             here = self._here(found[0], kind, a)
             value, moved = quantity(here), abs(here.point.l2 - best.point.l2)
             best = here
-            if moved <= _DIGITS * strength and abs(value) <= close:
+            if moved <= known and abs(value) <= close:
                 break
             # An end that is kept twice running counts for half (the Illinois rule).
             if value * at_b > 0:
@@ -393,11 +390,11 @@ def _between(a: _Here, b: _Here, r: float) -> Tensor:
     )
 
 
-def _part_value(part: int, index: int, here: _Here) -> float:
-    """An eigenvalue of a part, by its place."""
-    return _value(here.parts[part], index)
-
-
 def _value(found: Lowest, index: int) -> float:
     """An eigenvalue by its place; the last known where there are fewer."""
     return float(found.values_J[min(index, len(found.values_J) - 1)])
+
+
+def _parting(part: int, index: int, here: _Here) -> float:
+    """An eigenvalue of a part."""
+    return _value(here.parts[part], index)

@@ -27,6 +27,9 @@ from spectra.curvature.operator import MatVec
 
 _BASIS_BYTES = 1 << 29
 _CHECK_EVERY = 4
+_ROUND_OFF = 16
+"""Multiples of eps ‖A‖ ‖w‖ that are as small as a residual gets. In float32 a system asked for to
+1e-6 would otherwise use up its budget."""
 _FRESH = 1.0
 """Length of the random part of a start, those near being of length 1. With a tenth, a first
 eigenvalue that is not negative converges before a negative one hidden from them comes up: that
@@ -56,7 +59,8 @@ def solved(
     Args:
         matvec: `v_P -> (Av)_P`.
         b_P: The right-hand side; where it is zero, so is w.
-        rtol: Relative residual wanted; where the space is exhausted before, what there is.
+        rtol: Relative residual wanted; where the space is exhausted or rounding is all that is
+            left before, what there is.
         max_products: Bound on products.
         dtype: Of the vectors that the operator takes, and of the basis.
         generator: Required by the process.
@@ -80,14 +84,16 @@ def solved(
             continue
         ritz = process.ritz()
         # A projection of an indefinite A may be singular where A is not, at any one step.
-        some_J = np.abs(ritz.values_J) > torch.finfo(dtype).eps * np.abs(ritz.values_J).max()
+        round_off = torch.finfo(dtype).eps * np.abs(ritz.values_J).max()
+        some_J = np.abs(ritz.values_J) > round_off
         weights_J = ritz.coefficients_JJ[0, some_J] / ritz.values_J[some_J]
         coefficients_J1 = norm * (ritz.coefficients_JJ[:, some_J] @ weights_J)[:, None]
         rest_P = process.images(coefficients_J1)[0].to(b_P) - b_P
         residual = float(rest_P.double().norm()) / norm
         if residual < best:
             best, best_J1 = residual, coefficients_J1
-        if last or best <= rtol:
+        floor = _ROUND_OFF * round_off * np.linalg.norm(best_J1) / norm
+        if last or best <= max(rtol, floor):
             unused = ((0, process.size - len(best_J1)), (0, 0))
             w_P = process.vectors(np.pad(best_J1, unused))[0].to(b_P)
             return Solved(w_P, best, process.products)

@@ -33,7 +33,7 @@ class Local(Protocol):
 
     Attributes:
         loss: L_CE(x), nats.
-        gradient_P: ∇L_CE(x), in the dtype of x.
+        gradient_P: ∇L_CE(x), at best in float64.
     """
 
     @property
@@ -78,7 +78,7 @@ class Penalised:
         local: The cross-entropy there.
         penalty: The L2 term.
         objective: L_eff(x).
-        gradient_P: ∇L_eff(x).
+        gradient_P: ∇L_eff(x), in float64 whatever the dtype of x.
         gradient_norm: ‖∇L_eff(x)‖, in float64.
     """
 
@@ -93,7 +93,7 @@ class Penalised:
     def at(cls, landscape: Landscape, x_P: Tensor, penalty: L2Penalty) -> Penalised:
         """Evaluate a landscape with a penalty at a point."""
         local = landscape.at(x_P)
-        gradient_P = local.gradient_P + penalty.gradient(x_P)
+        gradient_P = local.gradient_P + penalty.gradient(x_P.double())
         return cls(
             x_P=x_P,
             local=local,

@@ -24,7 +24,7 @@ from torch import Tensor
 from spectra import runtime
 from spectra.curvature.equal_units import Quotient
 from spectra.curvature.mlp_operator import MlpHessian
-from spectra.inputs import Chunk, Entries, Inputs
+from spectra.inputs import Chunk, Columns, Entries, Inputs
 from spectra.mlp import Mlp
 
 
@@ -36,11 +36,15 @@ class Labelled:
         inputs: The inputs, divided.
         labels_N: All labels.
         threads: Shares of the chunks, each with a thread of its own.
+        exact_ND: The inputs before they were divided. In float32 what is listed of a column, its
+            difference from the background, is rounded, which moves a gradient by some 1e-9; with
+            these, evaluations in float64 are of the very data.
     """
 
     inputs: Inputs
     labels_N: Tensor
     threads: int = 1
+    exact_ND: Tensor | None = None
 
 
 class NetworkLandscape:
@@ -83,7 +87,7 @@ class NetworkLocal:
 
     Attributes:
         loss: L_CE, summed in float64.
-        gradient_P: Its gradient, from float64, in the dtype of x.
+        gradient_P: Its gradient, in float64.
     """
 
     def __init__(self, mlp: Mlp, data: Labelled, x_P: Tensor, scale_P: Tensor | None) -> None:
@@ -123,7 +127,8 @@ def evaluated(mlp: Mlp, theta_P: Tensor, data: Labelled) -> tuple[float, Tensor]
         NonFiniteError: The loss or its gradient is NaN or infinite.
     """
     inputs = data.inputs
-    parts = list(zip(inputs.chunks, inputs.split(data.labels_N), strict=True))
+    exact = [None] * len(inputs.chunks) if data.exact_ND is None else inputs.split(data.exact_ND)
+    parts = list(zip(inputs.chunks, inputs.split(data.labels_N), exact, strict=True))
     on_cpu = theta_P.device.type == "cpu"
     shares = data.threads if on_cpu else 1
     size = -(-len(parts) // shares)
@@ -136,25 +141,40 @@ def evaluated(mlp: Mlp, theta_P: Tensor, data: Labelled) -> tuple[float, Tensor]
 
 
 def _share(
-    mlp: Mlp, theta_P: Tensor, inputs: Inputs, parts: list[tuple[Chunk, Tensor]]
+    mlp: Mlp, theta_P: Tensor, inputs: Inputs, parts: list[tuple[Chunk, Tensor, Tensor | None]]
 ) -> tuple[float, Tensor]:
     """Sums of loss and gradient over some chunks."""
     loss, gradient_P = 0.0, torch.zeros_like(theta_P)
-    for chunk, labels_n in parts:
-        one = replace(inputs, chunks=[_double(chunk)])
+    for chunk, labels_n, exact_nD in parts:
+        one = replace(inputs, chunks=[_double(chunk, exact_nD, inputs.columns)])
         local = MlpHessian(mlp, theta_P, theta_P[:0], labels_n, inputs=one)
         loss += local.loss * len(labels_n)
         gradient_P.add_(local.gradient_P, alpha=len(labels_n))
     return loss, gradient_P
 
 
-def _double(chunk: Chunk) -> Chunk:
-    """A chunk in float64."""
+def _double(chunk: Chunk, exact_nD: Tensor | None, columns: Columns) -> Chunk:
+    """A chunk in float64, its differences from the background taken anew where that can be."""
+    exact_Dn = None if exact_nD is None else exact_nD.t()
 
-    def entries(listed: Entries | None) -> Entries | None:
-        return None if listed is None else replace(listed, values=listed.values.double())
+    def entries(
+        listed: Entries | None, of: Tensor | None, rows: Tensor, others: Tensor
+    ) -> Entries | None:
+        if listed is None:
+            return None
+        if of is None:
+            return replace(listed, values=listed.values.double())
+        ends = torch.cat([listed.starts[1:], listed.starts.new_tensor([len(listed.values)])])
+        at = torch.repeat_interleave(rows, ends - listed.starts)
+        values = of[at, others[listed.columns.long()]].double() - columns.background
+        return replace(listed, values=values)
 
-    return Chunk(chunk.often_nO.double(), entries(chunk.by_example), entries(chunk.by_column))
+    every_n = torch.arange(len(chunk.often_nO), device=chunk.often_nO.device)
+    return Chunk(
+        chunk.often_nO.double(),
+        entries(chunk.by_example, exact_nD, every_n, columns.seldom_S),
+        entries(chunk.by_column, exact_Dn, columns.seldom_S, every_n),
+    )
 
 
 @cache
