@@ -67,9 +67,7 @@ def test_a_sweep_writes_a_certificate_of_every_strength(tiny: Tiny, tmp_path: Pa
 
 
 def test_null_writes_none(tiny: Tiny, tmp_path: Path):
-    params = tiny(
-        artifacts__out=str(tmp_path), sweep__strengths=[0.0], certificate__pairs="null"
-    )
+    params = tiny(artifacts__out=str(tmp_path), sweep__strengths=[0.0], certificate__pairs="null")
 
     (record,) = swept(params).records
 
@@ -84,7 +82,11 @@ def test_the_spectrum_of_changed_weights_is_not_certified(
     usual = pipeline.solve.certify
 
     def meddled(
-        bench: Workbench, network: Mlp, theta_P: Tensor, claim: Claim, **how: Any  # noqa: ANN401
+        bench: Workbench,
+        network: Mlp,
+        theta_P: Tensor,
+        claim: Claim,
+        **how: Any,  # noqa: ANN401
     ) -> Certificate:
         changed_P = theta_P.clone()
         changed_P[-3] += 1e-2

@@ -121,9 +121,7 @@ def test_a_manifest_reads_back_equal(tmp_path: Path, record: Record):
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )
 @quick
-def test_weights_read_back_bit_for_bit(
-    tmp_path: Path, arrays: dict[str, Any], dtype: torch.dtype
-):
+def test_weights_read_back_bit_for_bit(tmp_path: Path, arrays: dict[str, Any], dtype: torch.dtype):
     state = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
     (tmp_path / "w.pth").write_bytes(artifacts.state_dict_bytes(state))
 

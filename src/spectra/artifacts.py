@@ -368,7 +368,7 @@ def _well_formed(content: Mapping[str, Any]) -> bool:
         and isinstance(content["l2"], float | int)
         and all(isinstance(content[name], dict) for name in ("row", "parameters"))
         and "L2_strength" in content["row"]
-        and len(content["residuals"]) == len(content["eigenvalues"]) > 0
+        and len(content["residuals"]) == len(content["eigenvalues"])
         and all(isinstance(v, float) for v in (*content["eigenvalues"], *content["residuals"]))
         and all(
             Path(name).name == name and {"sha256", "bytes"} <= facts.keys()

@@ -24,7 +24,16 @@ from spectra.errors import WeightsError
 Floats = NDArray[np.floating]
 
 _BLOCK = 1 << 20
-_OURS = ("gradients-*", "Hessian-*", "model_weights-*", "history-*", "certificate-*", "manifest-*")
+_OURS = (
+    "gradients-*",
+    "Hessian-*",
+    "model_weights-*",
+    "history-*",
+    "certificate-*",
+    "manifest-*",
+    "polish-[0-9]*",
+    "trained_weights-*",
+)
 
 
 @dataclass(frozen=True)

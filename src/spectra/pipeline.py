@@ -187,7 +187,7 @@ def sweep(
                         table = _finished(laid, outcome.replicate, done)
                         store.write_table(outcome.replicate, table)
                         progress.done(outcome, seconds)
-                    if outcome.digest not in logged:
+                    if runs.entry(outcome) not in logged:
                         run = runs.strength_run(params, store, outcome, bench, seconds)
                         tracker.log(run, step=step)
             for replicate in laid.chains:

@@ -90,6 +90,12 @@ def sweep_run(params: Params, laid: Plan, store: Store, bench: Workbench) -> dic
     }
 
 
+def entry(outcome: Record | Failure) -> str:
+    """What its run is recognised by: a failure that is tried again and succeeds is another."""
+    failed = "failed:" if isinstance(outcome, Failure) else ""
+    return failed + outcome.digest
+
+
 def strength_run(
     params: Params,
     store: Store,
@@ -102,7 +108,7 @@ def strength_run(
         return _finished_run(params, store, outcome, bench, seconds)
     return Logged(
         name=f"{outcome.replicate} L2={outcome.label} failed",
-        digest=outcome.digest,
+        digest=entry(outcome),
         params={**flatten(params), "l2": outcome.l2, "replicate": outcome.replicate},
         metrics={"l2": outcome.l2},
         tags=provenance.tags(bench.data_digest, outcome.digest),

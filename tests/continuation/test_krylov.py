@@ -67,6 +67,19 @@ def test_solution_is_that_of_a_dense_solve(name: str, dtype: torch.dtype):
     assert found.residual == pytest.approx(actual, rel=0.1, abs=floor), "a fact"
 
 
+def test_digits_that_float32_does_not_have_are_not_chased():
+    values = np.r_[-0.3, np.geomspace(1e-2, 5.0, 999)]
+    matrix_PP, b_P = planted(values).float(), right_side(1000)
+
+    found = solved(
+        Counted(matrix_PP), b_P, rtol=1e-9, max_products=900, dtype=torch.float32,
+        generator=drawn(),
+    )  # fmt: skip
+
+    assert 1e-9 < found.residual < 1e-4
+    assert found.products < 400
+
+
 def test_few_distinct_eigenvalues_take_as_many_products():
     """The Krylov space of b is then as small, and is exhausted."""
     matrix_PP, b_P = planted(np.repeat([-1.0, 0.5, 2.0], 20)), right_side(60)
