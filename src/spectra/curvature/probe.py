@@ -107,15 +107,15 @@ def probe(
     start_P = _beside(vectors_KP, _beside(vectors_KP, start_P.to(vectors_KP.device)))
     start_P /= start_P.norm()
     first: list[Tensor] = []
-    # The set itself, which a fresh direction reaches, gets a value that passes for one beside it.
-    harmless = (lowest + limit) / 2 if lowest > 0 else 0.0
 
     def deflated(v_P: Tensor) -> Tensor:
-        image_P = matvec(_beside(vectors_KP, v_P))
+        beside_P = _beside(vectors_KP, v_P)
+        image_P = matvec(beside_P)
         if not first:
             first.append(image_P.clone())
-        image_P = _beside(vectors_KP, image_P)
-        return image_P + harmless * (v_P - _beside(vectors_KP, v_P)) if harmless else image_P
+        # The set itself, which a fresh direction reaches, gets a value from within the rest's.
+        harmless = start_P @ first[0]
+        return _beside(vectors_KP, image_P) + harmless * (v_P - beside_P)
 
     most = MOST * products
     process = Lanczos(deflated, start_P, capacity=most, generator=generator)
