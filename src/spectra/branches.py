@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from spectra.continuation.branch import Branch, Follow, Part, Point
 from spectra.continuation.sphere import Sphere
 from spectra.curvature.differences import Differences
 from spectra.curvature.equal_units import Quotient, quotient
-from spectra.errors import NotConvergedError, ParameterError, UsageError
+from spectra.errors import NotConvergedError, ParameterError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 from spectra.polish.landscape import Local
@@ -52,6 +51,7 @@ MERGED_WITHIN = 1e-3
 """Distance, relative to their weights, within which units are merged (see `equal_units.quotient`).
 Training by batches leaves units that share a fate some 1e-5 apart, others 1e-1."""
 
+_EVENTS = ("fold", "crossing", "breaking")
 _TOLERANCE = 1e-9
 """‖∇L_eff‖ of a point. Points and gradients are float64 whatever the products are in, so that a
 strength follows from them to some 1e-9."""
@@ -82,7 +82,7 @@ class Followed:
     @property
     def events(self) -> list[Point]:
         """Folds, crossings and breakings."""
-        return [p for p in self.points if p.kind in ("fold", "crossing", "breaking")]
+        return [point for point in self.points if point.kind in _EVENTS]
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,7 @@ def follow(
     if how.to == l2:
         raise ParameterError(f"--to: must differ from the strength of the weights, {l2:g}")
     network, theta_P = bench.weights(weights)
-    penalty = bench.penalty(l2)
-    if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
-        raise UsageError(f"objective.reference and {weights} are not of the same shape")
+    penalty = bench.penalty_at(l2, theta_P, weights)
     ground, x_P = _ground(bench, network, theta_P, penalty)
     found = polish(
         ground.landscape, x_P.double(), penalty, max_products=max_polish, tolerance=_TOLERANCE,
@@ -258,7 +256,7 @@ def _write(
     out.write(table, artifacts.table_lines(rows, COLUMNS))
     content = {
         "ended": told.ended or "unfinished",
-        "events": [row for row in rows if row["kind"] in ("fold", "crossing", "breaking")],
+        "events": [row for row in rows if row["kind"] in _EVENTS],
         "network": told.network.widths,
         "merged": told.merged.widths,
         "start": {
@@ -271,7 +269,7 @@ def _write(
         "dtype": ground.bench.params.runtime.dtype,
         "spectra": __version__,
     }  # fmt: skip
-    out.write(summary, [orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"])
+    out.write(summary, [artifacts.json_bytes(content)])
     kind = told.points[-1].kind
     number = sum(point.kind == kind for point in told.points)
     last = "last" if kind == "step" else kind if number == 1 else f"{kind}-{number}"

@@ -39,24 +39,17 @@ class PatientTracker:
     ) -> None:
         self._opened, self._say, self._pause = opened, say, pause
         self._tracker: Tracker | None = None
-        self._begin: dict[str, Any] | None = None
+        self._sweep: dict[str, Any] | None = None
+        self._begun = False
         self._known: set[str] = set()
         self._waiting: deque[tuple[Logged, int | None]] = deque()
         self._again = 0.0
         self.where = "MLflow could not be reached"
         self._attempt(lambda: None)
 
-    def begin(
-        self,
-        *,
-        key: str,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        fresh: bool,
-    ) -> set[str]:
+    def begin(self, **sweep: Any) -> set[str]:  # noqa: ANN401 - handed on as it is
         """See `Tracker.begin`; where the store cannot be had, nothing of the sweep is known yet."""
-        self._begin = {"key": key, "name": name, "params": params, "tags": tags, "fresh": fresh}
+        self._sweep = sweep
         self._attempt(lambda: None)
         return self._known
 
@@ -73,7 +66,7 @@ class PatientTracker:
             if status == "FINISHED":  # who is stopped does not wait
                 self._drain()
             assert self._tracker is not None
-            if self._begin is not None:
+            if self._sweep is not None:
                 self._tracker.end(status, metrics=metrics, files=files)
 
         self._attempt(close)
@@ -94,10 +87,9 @@ class PatientTracker:
             if self._tracker is None:
                 self._tracker = self._opened()
                 self.where = self._tracker.where
-            if self._begin is not None and not self._begin.get("done"):
-                begin = {k: v for k, v in self._begin.items() if k != "done"}
-                self._known = self._tracker.begin(**begin)
-                self._begin["done"] = True
+            if self._sweep is not None and not self._begun:
+                self._known = self._tracker.begin(**self._sweep)
+                self._begun = True
             work()
         except StorageError as error:
             if self._tracker is None and not isinstance(error, UnreachableError):

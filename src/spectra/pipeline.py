@@ -119,9 +119,7 @@ def spectrum(
         told = Store(weights.parent).record(own_name[1]) if own_name else None
         l2 = told.l2 if told else float(own_name[2]) if own_name else 0.0
     key = own_name[1] if own_name else weights.stem
-    penalty = bench.penalty(l2)
-    if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
-        raise UsageError(f"objective.reference and {weights} are not of the same shape")
+    penalty = bench.penalty_at(l2, theta_P, weights)
     with _beside(out, key) as store:
         progress.begin(key, epochs=0)
         found = solve.analyse(

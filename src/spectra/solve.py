@@ -280,13 +280,10 @@ def finish(
     )  # fmt: skip
     form = bench.params.artifacts.eigenvectors
     files = write_spectrum(store, task.key, bench.network, found, form)
-    weights = bench.network.state_dict(trained.theta_P)
+    files |= write_weights(bench, store, task, trained)
     history = [asdict(epoch) for epoch in trained.history]
-    for name, chunks in (
-        (artifacts.weights_name(task.key), [artifacts.state_dict_bytes(weights)]),
-        (artifacts.history_name(task.key), artifacts.table_lines(history, list(history[0]))),
-    ):
-        files[name] = store.write(name, chunks)
+    name = artifacts.history_name(task.key)
+    files[name] = store.write(name, artifacts.table_lines(history, list(history[0])))
     for name, content in besides(found).items():
         files[name] = store.write(name, [content])
     complain_if_unconverged(bench, found, task.key, store)
@@ -316,10 +313,10 @@ def finish(
     return record
 
 
-def keep_weights(
+def write_weights(
     bench: Workbench, store: Store, task: Task, trained: Trained
 ) -> dict[str, dict[str, str | int]]:
-    """Write the weights of a strength whose spectrum failed: a chain goes on from them."""
+    """Write the weights of a strength, which a chain goes on from; returns their facts."""
     name = artifacts.weights_name(task.key)
     state = bench.network.state_dict(trained.theta_P)
     return {name: store.write(name, [artifacts.state_dict_bytes(state)])}

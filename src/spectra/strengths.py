@@ -146,7 +146,7 @@ def _finish(
     except NumericalError as error:
         files = {}
         if isinstance(trained, Trained):
-            files = solve.keep_weights(bench, store, task, trained)
+            files = solve.write_weights(bench, store, task, trained)
         outcome = Failure(task.digest, task.replicate, task.l2, task.label, str(error), files)
         failures.put(store, outcome)
     return outcome, training_s + time.monotonic() - began

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spectra import checkpoint, data, mlp, runtime
-from spectra.errors import ParameterError, WeightsError
+from spectra.errors import ParameterError, UsageError, WeightsError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 from spectra.params import Params
@@ -85,6 +85,17 @@ class Workbench:
         """The penalty at a strength, in the convention and around the point asked for."""
         point = self.reference[0] if self.reference else None
         return L2Penalty(l2, self.params.objective.penalty, point)
+
+    def penalty_at(self, l2: float, theta_P: Tensor, path: Path) -> L2Penalty:
+        """The same for weights from a file, around whatever network they are of.
+
+        Raises:
+            UsageError: The reference point is not of their shape.
+        """
+        penalty = self.penalty(l2)
+        if penalty.reference_P is not None and penalty.reference_P.shape != theta_P.shape:
+            raise UsageError(f"objective.reference and {path} are not of the same shape")
+        return penalty
 
     def initial(self, replicate: int) -> Tensor:
         """The seeded initial weights of a replicate."""
