@@ -46,8 +46,8 @@ ui: setup ## MLflow's pages on this folder's mlflow.db
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	  "$(BIN)/mlflow" ui --backend-store-uri sqlite:///mlflow.db --workers 1 --port $(PORT)
 
-test: setup ## the tests that take seconds
-	"$(BIN)/python" -m pytest
+test: setup ## the tests that take seconds, on two cores
+	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
 test-slow: setup ## the tests that take minutes
 	"$(BIN)/python" -m pytest -m slow || { test $$? -eq 5 && echo "there are no slow tests"; }

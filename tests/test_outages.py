@@ -12,13 +12,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Command, tiny_params
+from conftest import Command, tiny_params
 from spectra import pipeline
 from spectra.progress import Silent
 from spectra.tracking import NoTracker
@@ -65,8 +66,9 @@ def goes_on(command: Command, expected: dict[str, bytes], count: int = len(STREN
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
-     (signal.SIGHUP, 129, "terminated")],
+    [(signal.SIGTERM, 143, "terminated"),
+     pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+     pytest.param(signal.SIGHUP, 129, "terminated", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_signal_ends_it_in_order(
     command: Command, expected: dict[str, bytes], number: int, code: int, word: str
@@ -95,6 +97,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_wait(command: Command, expected: dict[str, bytes]):
     running = subprocess.Popen(
         [sys.executable, "-c",
@@ -116,6 +119,7 @@ def test_a_second_interrupt_does_not_wait(command: Command, expected: dict[str, 
     goes_on(command, expected)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_fault(command: Command):
     """As in `spectra sweep --json | head -c 1`."""
     running = command.start("sweep", "--no-report", "--json", "--quiet")
@@ -133,6 +137,7 @@ def test_a_reader_that_goes_away_is_no_fault(command: Command):
 # ------------------------------------------------------------------------------------- the folder
 
 
+@pytest.mark.slow
 def test_a_second_sweep_is_refused_and_harms_nothing(command: Command, expected: dict[str, bytes]):
     first = command.start(*SWEEP)
     after_the_first(first)
@@ -147,7 +152,7 @@ def test_a_second_sweep_is_refused_and_harms_nothing(command: Command, expected:
     goes_on(command, expected)
 
 
-@pytest.mark.parametrize("put_back", [False, True])
+@pytest.mark.parametrize("put_back", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_that_vanishes_ends_it(
     command: Command, expected: dict[str, bytes], tmp_path: Path, put_back: bool
 ):
@@ -246,10 +251,21 @@ def test_a_read_only_disk_is_said(command: Command, small_disk: Callable[..., Pa
     )
 
 
-def test_permission_denied_is_said(command: Command, tmp_path: Path):
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, as those of pytest are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_permission_denied_is_said(command: Command, sample_root: Path, open_folder: Path):
     """As another user, where the tests are run by root, whom no mode stops."""
-    words = [str(command.executable), *SWEEP, "--no-track", "--out", str(tmp_path / "mine" / "r")]
-    (tmp_path / "mine").mkdir(mode=0o555)
+    shutil.copytree(sample_root, open_folder / "data").chmod(0o755)
+    shutil.copy(command.folder / "params.yaml", open_folder)
+    mine = open_folder / "mine"
+    mine.mkdir(mode=0o555)
+    words = [str(command.executable), *SWEEP, "--no-track", "--out", str(mine / "r")]
     if os.geteuid() == 0:
         become = shutil.which("setpriv")
         if become is None:
@@ -258,13 +274,15 @@ def test_permission_denied_is_said(command: Command, tmp_path: Path):
         may = subprocess.run([*words[:3], "test", "-x", str(command.executable)], check=False)
         if may.returncode:
             pytest.skip("another user may not run the command")
+    readable = {"SPECTRA_DATA_ROOT": str(open_folder / "data")}
     ended = subprocess.run(
-        words, cwd=ROOT, env=os.environ | command.tiny, capture_output=True, text=True, check=False
-    )
+        words, cwd=open_folder, env=os.environ | command.tiny | readable,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
     assert ended.returncode == 5, ended.stderr
     assert "permission denied; choose another folder with --out" in one_line(ended.stderr)
-    assert list((tmp_path / "mine").iterdir()) == []
+    assert list(mine.iterdir()) == []
 
 
 # --------------------------------------------------------------------------------------- memory
@@ -294,6 +312,7 @@ def test_too_little_memory_is_one_line(command: Command):
 # ------------------------------------------------------------------------------- the store of runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "in the middle"])
 def test_a_locked_store_costs_only_the_runs(
     command: Command, expected: dict[str, bytes], when: str
@@ -318,6 +337,7 @@ def test_a_locked_store_costs_only_the_runs(
     goes_on(command, expected)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_deleted_is_made_anew(command: Command, expected: dict[str, bytes]):
     """The next sweep logs what is on the disk and in no store."""
     running = command.start(*SWEEP)
@@ -329,6 +349,7 @@ def test_a_store_that_is_deleted_is_made_anew(command: Command, expected: dict[s
     goes_on(command, expected)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_costs_only_the_runs(command: Command, expected: dict[str, bytes]):
     """Nobody listens at the port; the store is found when it is named again."""
     away = command(

@@ -326,6 +326,7 @@ def test_vectors_read_back_as_they_were_found(done: Path):
 # ---------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_bad_and_the_next_sweep_redoes_it(command: Command):
     """Exit codes 0, 5, 0 with the repair, 0 again; the JSON says what the lines say."""
     assert command("sweep", "--no-report", "--no-track", "--quiet").returncode == 0

@@ -148,10 +148,8 @@ def examine(
         noise = max(noise, float(off_P.norm() / v_P.norm()))
     # A vector rounded to the precision solved in is itself off by as much as eps.
     tolerance = SAFETY * noise + said.eps * said.scale + said.exact
-    rayleigh_K, errors_K = (
-        np.array(claim.values_K, dtype=float),
-        HONEST * said.residuals_K + tolerance,
-    )
+    rayleigh_K = np.array(claim.values_K, dtype=float)
+    errors_K = HONEST * said.residuals_K + tolerance
     for i, v_P, exact_P in zip(checked, single, images, strict=False):
         rayleigh_K[i], residual = _rayleigh(v_P, exact_P)
         errors_K[i] = residual + said.exact
