@@ -24,7 +24,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.growth import growth
 from benchmarks.peers import EIGENTHINGS_DEFAULTS
 from benchmarks.result import Result
-from benchmarks.workload import QUICK, STRENGTHS, Problem, Size
+from benchmarks.workload import CHAINS, QUICK, Problem, Size
 
 SECTIONS = ("product", "eigen", "epoch", "strength", "memory", "growth")
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         threads=threads,
         size=size,
         kept=BUILD / "networks" / folder.name,
-        names=list(STRENGTHS),
+        names=list(CHAINS),
     )
     result = Result(say=lambda line: print(line, flush=True))
     contenders = _present(result, asked.contenders)

@@ -12,7 +12,8 @@ that the set-up and the pairs contain everything, as they do for the others.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,9 @@ from spectra.train import Examples, Optimisation, evaluate, train, train_stack
 
 _MAX_PRODUCTS = 5000
 _CHUNK = 4000
+_TRIAL_STEPS = 100
+_RECIPE = Optimisation(lr=LR, batch_size=BATCH)
+_best_threads: dict[tuple[int, str], int] = {}
 
 
 def operator(problem: Problem) -> MatVec:
@@ -87,14 +91,22 @@ def leading(problem: Problem, k: int, rtol: float) -> Pairs:
     return Pairs(found.values_K.astype("float64"), vectors_KP, found.products)
 
 
-def trained(
-    problem: Problem,
-    *,
-    epochs: int | None = None,
-    on_epoch: Callable[[object], None] = lambda _: None,
+def trained(problem: Problem) -> Tensor:
+    """The weights after some epochs of training from the problem's."""
+    epochs = problem.size.epochs
+    return _train(problem, replace(_RECIPE, max_epochs=epochs, patience=epochs))
+
+
+def led(problem: Problem, strengths: Sequence[float]) -> Tensor:
+    """The weights at the last of some strengths, each trained from the one before to its stop."""
+    for l2 in strengths:
+        problem = replace(problem, l2=l2, theta_P=_train(problem, _RECIPE))
+    return problem.theta_P
+
+
+def _train(
+    problem: Problem, how: Optimisation, on_epoch: Callable[[object], None] = lambda _: None
 ) -> Tensor:
-    """The weights after training from the problem's."""
-    epochs = epochs or problem.size.epochs
     data, test = _examples(problem)
     return train(
         problem.mlp,
@@ -102,28 +114,45 @@ def trained(
         data=data,
         test=test,
         penalty=L2Penalty(problem.l2),
-        how=Optimisation(lr=LR, batch_size=BATCH, max_epochs=epochs, patience=epochs),
+        how=how,
         generator=torch.Generator().manual_seed(0),
         on_epoch=on_epoch,
     ).theta_P
 
 
+def tune(problem: Problem) -> None:
+    """Find the faster number of threads for a step, as the other loops in memory do."""
+    if _key(problem) in _best_threads:
+        return
+    short = problem.of_size(min(_TRIAL_STEPS * BATCH, len(problem.train.labels_N)))
+    times = {threads: _timed_epoch(short, threads)[0] for threads in sorted({1, problem.threads})}
+    _best_threads[_key(problem)] = min(times, key=lambda threads: times[threads])
+
+
 def epoch(problem: Problem) -> dict[str, float]:
     """One epoch and, with an evaluation of both sets taken off, its steps."""
+    tune(problem)
+    whole, evaluation = _timed_epoch(problem, _best_threads[_key(problem)])
+    return {"steps": whole - evaluation, "epoch": whole}
+
+
+def _timed_epoch(problem: Problem, threads_of_a_step: int) -> tuple[float, float]:
+    """Seconds of an epoch, and of the evaluation in it."""
     reports: list[float] = []
-    trained(problem, epochs=2, on_epoch=lambda _: reports.append(now(problem.device)))
+    how = replace(_RECIPE, max_epochs=2, patience=2, threads=threads_of_a_step)
+    _train(problem, how, on_epoch=lambda _: reports.append(now(problem.device)))
     whole = reports[1] - reports[0]
     sets = _examples(problem)
     for examples in sets:  # the first call divides the inputs, which no epoch does
         evaluate(problem.mlp, problem.theta_P, examples)
     threads = torch.get_num_threads()
-    torch.set_num_threads(Optimisation().threads)  # those of an epoch
+    torch.set_num_threads(threads_of_a_step)
     start = now(problem.device)
     for examples in sets:
         evaluate(problem.mlp, problem.theta_P, examples)
     evaluation = now(problem.device) - start
     torch.set_num_threads(threads)
-    return {"steps": whole - evaluation, "epoch": whole}
+    return whole, evaluation
 
 
 def stack_epoch(problem: Problem, models: int) -> float:
@@ -136,19 +165,20 @@ def stack_epoch(problem: Problem, models: int) -> float:
         data=data,
         test=test,
         penalties=[L2Penalty(problem.l2)] * models,
-        how=Optimisation(lr=LR, batch_size=BATCH, max_epochs=2, patience=2),
+        how=replace(_RECIPE, max_epochs=2, patience=2),
         generators=[torch.Generator().manual_seed(i) for i in range(models)],
         on_epoch=lambda _, __: reports.append(now(problem.device)),
     )
     return reports[-1] - reports[models - 1]  # each member reports, the last one last
 
 
-def strength(problem: Problem, folder: Path) -> tuple[float, str]:
+def strength(problem: Problem, folder: Path, *, certified: bool) -> tuple[float, str]:
     """Seconds of one whole strength, as a sweep does it: training, spectrum, files.
 
     Args:
         problem: Its strength, device, threads and size.
         folder: The IDX files.
+        certified: Whether the certificate, which nobody else has, is made too.
 
     Returns:
         The seconds and what they were spent on.
@@ -179,6 +209,7 @@ def strength(problem: Problem, folder: Path) -> tuple[float, str]:
                 },
                 "sweep": {"strengths": [problem.l2]},
                 "spectrum": {"k": size.k, "rtol": size.rtol},
+                "certificate": {} if certified else {"pairs": None},
                 "runtime": {"device": problem.device.type, "threads": problem.threads},
             }
         )  # fmt: skip
@@ -205,6 +236,19 @@ def strength(problem: Problem, folder: Path) -> tuple[float, str]:
     return seconds, spent
 
 
+def _key(problem: Problem) -> tuple[int, str]:
+    return problem.threads, problem.device.type
+
+
+def _note(problem: Problem) -> str:
+    threads = _best_threads.get(_key(problem))
+    return (
+        f"{threads} thread(s) in a training step"
+        if threads and problem.device.type == "cpu"
+        else ""
+    )
+
+
 def _examples(problem: Problem) -> tuple[Examples, Examples]:
     data = Examples(problem.train.inputs_ND, problem.train.labels_N)
     return data, Examples(problem.test.inputs_ND, problem.test.labels_N)
@@ -216,4 +260,6 @@ CONTENDER = Contender(
     operator=operator,
     leading=leading,
     epoch=epoch,
+    note=_note,
+    tune=tune,
 )

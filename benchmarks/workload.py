@@ -2,8 +2,9 @@
 
 The networks are trained by `spectra` and kept in `build/bench` until its numerics change, for a
 Hessian at random weights is an easier matrix than one at a solution: one network in the learnt
-phase and one in the trivial phase, where the penalty has pushed the hidden layers to zero, nine
-eigenvalues stand out and the rest of the thirty lie close together.
+phase, trained once from scratch as the published recipe would, and one in the trivial phase, led
+there along a chain of strengths as a sweep leads its networks: the penalty has pushed the hidden
+layers to zero, nine eigenvalues stand out and the rest of the thirty lie close together.
 
 Letters: N examples, D inputs, P parameters.
 """
@@ -25,8 +26,8 @@ MEAN, STD = 0.1307, 0.3081
 LR, BATCH = 0.0015, 64
 """Adam's, in the published recipe."""
 
-STRENGTHS = {"learnt": 0.001, "trivial": 0.06}
-"""The networks and the λ they were trained at."""
+CHAINS = {"learnt": (0.001,), "trivial": (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)}
+"""The networks and the λ they were trained at, one from the other; the last is the network's."""
 
 HIDDEN = (128, 128)
 _LIMIT = 1 << 30
@@ -146,11 +147,13 @@ def problems(
     fresh_P = mlp.initial(torch.Generator().manual_seed(0), torch.float32).to(device)
     made, code = {}, _code()
     for name in names:
-        problem = Problem(name, mlp, fresh_P, STRENGTHS[name], *digits, threads, size)
-        path = kept / code / f"{len(digits[0].labels_N)}-{problem.l2:g}-{size.epochs}.pt"
+        chain = CHAINS[name]
+        problem = Problem(name, mlp, fresh_P, chain[-1], *digits, threads, size)
+        path = kept / code / f"{len(digits[0].labels_N)}-{name}-{len(chain)}-{size.epochs}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(ours.trained(problem).cpu(), path)
+            led_P = ours.led(problem, chain) if len(chain) > 1 else ours.trained(problem)
+            torch.save(led_P.cpu(), path)
         theta_P = torch.load(path, weights_only=True).to(device)
         made[name] = replace(problem, theta_P=theta_P)
     return made

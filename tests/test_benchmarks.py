@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +24,7 @@ from benchmarks.contenders import CONTENDERS, by_name
 from benchmarks.result import Result
 from benchmarks.rows import top_pairs
 from benchmarks.timing import Spread, interleave, ratios, rotated
-from benchmarks.workload import Digits, Problem, Size, problems
+from benchmarks.workload import CHAINS, Digits, Problem, Size, problems
 from spectra import plan
 from spectra.mlp import Mlp
 
@@ -255,8 +257,8 @@ def test_networks_are_kept_until_the_numerics_change(
 ):
     trained = []
 
-    def train(asked: Problem) -> Tensor:
-        trained.append(asked.name)
+    def train(asked: Problem, *chain: Sequence[float]) -> Tensor:
+        trained.append((asked.name, len(*chain) if chain else 1))
         return torch.full_like(asked.theta_P, len(trained))
 
     def made() -> list[float]:
@@ -265,11 +267,39 @@ def test_networks_are_kept_until_the_numerics_change(
         return [float(found[name].theta_P[0]) for name in ("learnt", "trivial")]
 
     monkeypatch.setattr(ours, "trained", train)
+    monkeypatch.setattr(ours, "led", train)
     assert made() == made() == [1, 2]
 
     monkeypatch.setattr(plan, "code_digest", lambda: "another")
     assert made() == made() == [3, 4]
-    assert trained == ["learnt", "trivial"] * 2
+    assert trained == [("learnt", 1), ("trivial", len(CHAINS["trivial"]))] * 2
+
+
+def test_a_network_is_led_from_strength_to_strength(problem: Problem):
+    """Each training begins where the one before has ended."""
+    single_P = ours.led(problem, [0.01])
+
+    led_P = ours.led(problem, [0.01, 0.02])
+
+    again = replace(problem, theta_P=single_P)
+    assert torch.equal(led_P, ours.led(again, [0.02]))
+    assert not torch.equal(led_P, ours.led(problem, [0.02]))
+
+
+def test_an_epoch_takes_the_faster_number_of_threads(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+
+    def timed(_: Problem, threads: int) -> tuple[float, float]:
+        asked.append(threads)
+        return {1: 3.0, 2: 2.0}[threads], 0.5
+
+    monkeypatch.setattr(ours, "_best_threads", {})
+    monkeypatch.setattr(ours, "_timed_epoch", timed)
+
+    assert ours.epoch(replace(problem, threads=2)) == {"steps": 1.5, "epoch": 2.0}
+    assert asked == [1, 2, 2]
 
 
 def test_rows_of_pairs_carry_their_certificates(problem: Problem):

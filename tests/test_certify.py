@@ -79,7 +79,7 @@ def test_the_spectrum_of_changed_weights_is_not_certified(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A wrong weight between solving and certifying: said, written down, and the sweep goes on."""
-    usual = pipeline.solve.certify
+    usual = pipeline.analysis.certify
 
     def meddled(
         bench: Workbench,
@@ -92,7 +92,7 @@ def test_the_spectrum_of_changed_weights_is_not_certified(
         changed_P[-3] += 1e-2
         return usual(bench, network, changed_P, claim, **how)
 
-    monkeypatch.setattr(pipeline.solve, "certify", meddled)
+    monkeypatch.setattr(pipeline.analysis, "certify", meddled)
     heard = Heard()
 
     records = swept(tiny(artifacts__out=str(tmp_path)), heard).records

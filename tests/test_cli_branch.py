@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import Command
-from spectra import artifacts
+from spectra import artifacts, branches
+from spectra.artifacts import Store
 from spectra.cli import app
+from spectra.errors import StorageError
 from spectra.mlp import Mlp
 
 Run = Callable[..., Any]
@@ -104,6 +108,78 @@ def test_budget_of_the_branch_ends_it_with_what_there_is(run: Run):
     assert "The products are used up" in shown.stdout
     summary = json.loads(Path("out/branch-1-0.04000.json").read_text())
     assert summary["ended"] == "budget"
+
+
+HOLDS = (
+    "import pathlib, sys; from spectra.artifacts import Store\n"
+    "with Store(pathlib.Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+def test_folder_of_a_sweep_at_work_is_refused_before_any_work(run: Run, tmp_path: Path):
+    """The lock is really held, by another process, and is free again when that ends."""
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as sweep:
+        assert sweep.stdout is not None
+        assert sweep.stdout.readline() == b"held\n"
+        # A polishing that would fail with 4 is not begun.
+        refused = run(NAME, "--to", "0.041", "--out", "out", "--polish-products", "2", "--quiet")
+        assert sweep.poll() is None
+
+    assert refused.exit_code == 5, refused.stderr
+    assert refused.stderr == (
+        "spectra: out is in use by another sweep; wait for it or choose another folder with --out\n"
+    )
+    assert list(out.iterdir()) == []
+    assert run(NAME, "--to", "0.041", "--out", "out", "--quiet").exit_code == 0
+
+
+def test_branch_holds_its_folder_against_sweeps_and_not_against_branches(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[str] = []
+    usual = branches._write
+
+    def write(out: Store, *given: Any) -> None:  # noqa: ANN401
+        with Store(out.root).held(alone=False):
+            tried.append("beside")
+        with pytest.raises(StorageError, match="in use"), Store(out.root).held():
+            tried.append("alone")
+        usual(out, *given)
+
+    monkeypatch.setattr(branches, "_write", write)
+
+    done = run(NAME, "--to", "0.041", "--step", "0.001", "--out", "out", "--quiet")
+
+    assert done.exit_code == 0, done.stderr
+    assert set(tried) == {"beside"}
+    with Store(Path("out")).held():
+        pass
+
+
+def test_weights_that_an_earlier_branch_has_left_go(run: Run):
+    """Its own names alone: others of the same beginning stay."""
+    Path("out").mkdir()
+    stale = ("fold", "fold-2", "crossing-12", "breaking", "last", "target", "start")
+    alike = (
+        "1-0.04000-mine", "1-0.04000-fold-copy", "1-0.04000-fold-0", "1-0.04000-step", "1-0.04000",
+        "1-0.040001-fold", "1-0x04000-fold", "11-0.04000-fold", "2-0.04000-fold",
+    )  # fmt: skip
+    kept = [*(f"branch_weights-{rest}.pth" for rest in alike), NAME, "notes.txt"]
+    for name in (*(f"branch_weights-1-0.04000-{kind}.pth" for kind in stale), *kept):
+        (Path("out") / name).write_text("old")
+
+    refused = run(NAME, "--to", "0.05", "--out", "out", "--polish-products", "2", "--quiet")
+    assert refused.exit_code == 4
+    assert len(list(Path("out").iterdir())) == len(stale) + len(kept), "nothing was written"
+    shown = run(NAME, "--to", "0.041", "--step", "0.001", "--json", "--out", "out")
+
+    assert shown.exit_code == 0, shown.stderr
+    written = {Path(name).name for name in json.loads(shown.stdout)["files"]}
+    assert {path.name for path in Path("out").iterdir()} == written | set(kept)
+    assert {path.name for path in Path("out").iterdir() if path.read_bytes() == b"old"} == set(kept)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -58,7 +58,7 @@ def diverges(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
 @pytest.fixture
 def spectrum_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Have the spectrum at a strength fail."""
-    usual = pipeline.solve.analyse
+    usual = pipeline.analysis.analyse
 
     def plant(l2: float) -> None:
         def analyse(bench: object, *given: object, **named: object) -> object:
@@ -66,7 +66,7 @@ def spectrum_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
                 raise NotConvergedError("planted")
             return usual(bench, *given, **named)
 
-        monkeypatch.setattr(pipeline.solve, "analyse", analyse)
+        monkeypatch.setattr(pipeline.analysis, "analyse", analyse)
 
     return plant
 
@@ -230,7 +230,7 @@ def test_a_spectrum_that_fails_does_not_break_the_chain(
 def test_what_is_under_way_is_finished_when_a_strength_fails(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    usual, second = pipeline.solve.analyse, threading.Event()
+    usual, second = pipeline.analysis.analyse, threading.Event()
 
     def first_fails(bench: object, *given: object, **named: object) -> object:
         if named["penalty"].l2 == 0.0:
@@ -239,7 +239,7 @@ def test_what_is_under_way_is_finished_when_a_strength_fails(
         second.set()
         return usual(bench, *given, **named)
 
-    monkeypatch.setattr(pipeline.solve, "analyse", first_fails)
+    monkeypatch.setattr(pipeline.analysis, "analyse", first_fails)
     swept = sweep(tiny(artifacts__out=str(tmp_path), runtime__threads=2))
 
     assert [record.l2 for record in swept.records] == [0.002, 0.01]

@@ -14,6 +14,7 @@ from torch import Tensor
 import oracles
 from spectra import data, pipeline, polishing
 from spectra.artifacts import Store
+from spectra.errors import ParameterError
 from spectra.params import Params
 from spectra.polish.newton import State
 from spectra.progress import Silent
@@ -162,18 +163,34 @@ def test_a_budget_that_does_not_reach_is_said_and_kept(tiny: Tiny, tmp_path: Pat
     assert any("raise polish.max_products (now 15)" in line for line in says.lines)
 
 
-def test_polished_weights_may_be_finer_than_the_products(
-    tiny: Tiny, tmp_path: Path, seen: tuple[Tensor, Tensor]
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_in_float64_weights_spectrum_and_row_are_of_one_point(
+    tiny: Tiny, tmp_path: Path, digits: tuple[Tensor, Tensor], dtype: str | None
 ):
-    how = {**ON, "sweep__strengths": [0.01], "polish__dtype": "float64"}
+    how = {**ON, "sweep__strengths": [0.01], "polish__dtype": dtype, "runtime__dtype": "float64"}
 
-    sweep(tiny(artifacts__out=str(tmp_path), **how))
+    (record,) = sweep(tiny(artifacts__out=str(tmp_path), **how)).records
 
     state = torch.load(tmp_path / "model_weights-1-0.01000.pth", weights_only=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.float64}
-    loss = oracles.mean_loss(WIDTHS, "sigmoid", *seen)
+    loss = oracles.mean_loss(WIDTHS, "sigmoid", *digits)
     star_P = theta(tmp_path, "model_weights-1-0.01000.pth")
     assert float((oracles.gradient(loss, star_P) + 0.02 * star_P).norm()) < 1e-12
+    assert record.row["gradient_norm"] < 1e-12
+    assert record.row["Train_Loss"] == pytest.approx(float(loss(star_P)), rel=1e-13)
+
+
+def test_weights_finer_than_the_products_are_refused(tiny: Tiny, tmp_path: Path):
+    """The spectrum would be of their rounding, and not of the weights beside it."""
+    out = tmp_path / "r"
+    how = {"artifacts__out": str(out), "polish__dtype": "float64", "data__root": str(out)}
+
+    with pytest.raises(ParameterError, match=r"polish\.dtype: .* use runtime\.dtype=float64, or "):
+        sweep(tiny(**ON, **how))
+
+    assert not out.exists()
+    polishing.check_dtypes(tiny(polish__dtype="float64"))  # of a polishing that is not done
+    polishing.check_dtypes(tiny(**ON, polish__dtype="float32", runtime__dtype="float64"))
 
 
 def test_a_state_of_another_task_or_in_pieces_is_not_taken(tmp_path: Path):

@@ -11,22 +11,25 @@ them are watched beside.
 | branch-{ID}-{L2}.json               | events, how it was followed and why it ended          |
 | branch_weights-{ID}-{L2}-{kind}.pth | float64 weights at the start, at each event, at the end |
 
-They are written anew after every point, so that whatever stops it leaves a branch.
+They are written anew after every point, so that whatever stops it leaves a branch. Weights that
+an earlier branch of the same name has left go with the first: what is there is of one branch.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from spectra import __version__, artifacts
 from spectra.artifacts import Store
-from spectra.continuation.branch import Branch, Follow, Part, Point
+from spectra.continuation.branch import Branch, Follow, Kind, Part, Point
 from spectra.continuation.sphere import Sphere
 from spectra.curvature.differences import Differences
 from spectra.curvature.equal_units import Quotient, quotient
@@ -146,45 +149,54 @@ def follow(
         ParameterError: The strength to follow to is where the branch begins.
         UsageError: The reference point does not fit the weights.
         NotConvergedError: The weights could not be polished within the budget.
-        StorageError: The files cannot be written.
+        StorageError: A sweep holds the folder, or the files cannot be written.
     """
     if how.to == l2:
         raise ParameterError(f"--to: must differ from the strength of the weights, {l2:g}")
     network, theta_P = bench.weights(weights)
     penalty = bench.penalty_at(l2, theta_P, weights)
-    ground, x_P = _ground(bench, network, theta_P, penalty)
-    found = polish(
-        ground.landscape, x_P.double(), penalty, max_products=max_polish, tolerance=_TOLERANCE,
-        generator=bench.generator(0, "lanczos", l2), products_in=bench.machine.dtype,
-        on_product=lambda _: on_product(),
-    )  # fmt: skip
-    if not found.stationary:
-        raise NotConvergedError(
-            f"{weights} could not be polished at L2 {l2:g}: ‖∇L_eff‖ is {found.gradient_norm:.1e} "
-            f"after {found.products:.0f} products, {_TOLERANCE:.0e} is wanted; raise "
-            "--polish-products or start where the penalty is stronger"
-        )
-    distance = float((ground.lifted(found.x_P) - theta_P.double()).norm())
-    told = Followed(network, ground.merged, distance, found)
-    sphere = Sphere(
-        ground.landscape, penalty, tolerance=_TOLERANCE, products_in=bench.machine.dtype,
-        max_products=400, generator=bench.generator(0, "lanczos", how.to), on_product=on_product,
-    )  # fmt: skip
-    branch = Branch(sphere, how, ground.parts)
-    rows: list[dict[str, Any]] = []
-    for point in branch.points(found.x_P):
-        told.points.append(point)
+    with ExitStack() as lasting:
+        # A folder that is not there is made by a branch, not by weights that cannot be polished.
+        there = out.root.exists()
+        if there:
+            lasting.enter_context(out.held(alone=False))
+        ground, x_P = _ground(bench, network, theta_P, penalty)
+        found = polish(
+            ground.landscape, x_P.double(), penalty, max_products=max_polish, tolerance=_TOLERANCE,
+            generator=bench.generator(0, "lanczos", l2), products_in=bench.machine.dtype,
+            on_product=lambda _: on_product(),
+        )  # fmt: skip
+        if not found.stationary:
+            raise NotConvergedError(
+                f"{weights} could not be polished at L2 {l2:g}: ‖∇L_eff‖ is "
+                f"{found.gradient_norm:.1e} after {found.products:.0f} products, {_TOLERANCE:.0e} "
+                "is wanted; raise --polish-products or start where the penalty is stronger"
+            )
+        if not there:
+            lasting.enter_context(out.held(alone=False))
+        distance = float((ground.lifted(found.x_P) - theta_P.double()).norm())
+        told = Followed(network, ground.merged, distance, found)
+        sphere = Sphere(
+            ground.landscape, penalty, tolerance=_TOLERANCE, products_in=bench.machine.dtype,
+            max_products=400, generator=bench.generator(0, "lanczos", how.to),
+            on_product=on_product,
+        )  # fmt: skip
+        branch = Branch(sphere, how, ground.parts)
+        rows: list[dict[str, Any]] = []
+        for point in branch.points(found.x_P):
+            told.points.append(point)
+            told.ended = branch.ended
+            rows.append(_row(ground, point))
+            _write(out, key, told, rows, ground, how)
+            yield told
         told.ended = branch.ended
-        rows.append(_row(ground, point))
+        if not told.points:
+            raise NotConvergedError(
+                f"no branch could be followed from {weights}: the corrector failed at its first "
+                "point"
+            )
         _write(out, key, told, rows, ground, how)
         yield told
-    told.ended = branch.ended
-    if not told.points:
-        raise NotConvergedError(
-            f"no branch could be followed from {weights}: the corrector failed at its first point"
-        )
-    _write(out, key, told, rows, ground, how)
-    yield told
 
 
 def _ground(
@@ -253,6 +265,8 @@ def _write(
 ) -> None:
     """Bring the files up to the last point."""
     table, summary = f"branch-{key}.csv", f"branch-{key}.json"
+    if not told.files:
+        out.discard(_left_behind(out, key))
     out.write(table, artifacts.table_lines(rows, COLUMNS))
     content = {
         "ended": told.ended or "unfinished",
@@ -278,3 +292,11 @@ def _write(
     out.write(name, [artifacts.state_dict_bytes(state)])
     paths = [out.root / n for n in (table, summary, name)]
     told.files += [path for path in paths if path not in told.files]
+
+
+def _left_behind(out: Store, key: str) -> list[str]:
+    """The weights that an earlier branch of the same name has written."""
+    kinds = "|".join(kind for kind in (*get_args(Kind), "last") if kind != "step")
+    ours = re.compile(rf"branch_weights-{re.escape(key)}-(?:{kinds})(?:-[1-9]\d*)?\.pth")
+    there = out.root.glob("branch_weights-*.pth")
+    return [path.name for path in there if ours.fullmatch(path.name)]

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from spectra.train import Epoch
 
 
+_WIDTH = 80
+"""Columns of a terminal that nobody has widened, and what Rich takes a pipe for."""
+
+
 @contextmanager
 def shown(*, quiet: bool) -> Iterator[Progress]:
     """The display that suits where stderr goes."""
@@ -206,6 +210,8 @@ def sweep_table(swept: Swept, *, rows: int = 16) -> Table:
             f"{row['worst_residual']:.0e}", str(row["epochs"]),
         ]  # fmt: skip
         table.add_row(*([str(r.replicate), *cells] if several else cells))
+    if Console(width=2 * _WIDTH).measure(table).maximum > _WIDTH:
+        table.padding = (0, 1, 0, 0)  # one space for two, before Rich cuts headings and numbers
     return table
 
 

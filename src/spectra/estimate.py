@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from spectra import artifacts, solve
+from spectra import analysis, artifacts
 from spectra.errors import StorageError
 from spectra.params import CertificateParams
 from spectra.train import Examples, Optimisation, train
@@ -51,7 +51,7 @@ def measure(bench: Workbench) -> Estimate:
         on_epoch=lambda _: ends.append(time.monotonic()),
     )  # fmt: skip
     epoch_s = (ends[1] - ends[0]) * len(data.labels_N) / some
-    hessian = solve.hessian(bench, network, theta_P)
+    hessian = analysis.hessian(bench, network, theta_P)
     hessian(theta_P)
     began = time.monotonic()
     hessian(theta_P)

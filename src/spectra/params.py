@@ -184,7 +184,8 @@ class CertificateParams(Section):
 class PolishParams(Section):
     """Descent from trained weights to a stationary point of L_eff; `tolerance: null` is the floor.
 
-    `dtype` is that of the polished weights and decides the floor; null means `runtime.dtype`.
+    `dtype` is that of the polished weights and decides the floor; null means `runtime.dtype`, which
+    it must not be finer than.
     """
 
     enabled: bool = False

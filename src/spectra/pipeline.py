@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from spectra import artifacts, data, estimate, failures, plan, report, runs, solve
+from spectra import (
+    analysis,
+    artifacts,
+    data,
+    estimate,
+    failures,
+    plan,
+    polishing,
+    report,
+    runs,
+    solve,
+)  # fmt: skip
 from spectra.artifacts import Record, Store
 from spectra.curvature.certificate import Certificate
 from spectra.curvature.claim import Claim
@@ -122,7 +133,7 @@ def spectrum(
     penalty = bench.penalty_at(l2, theta_P, weights)
     with _beside(out, key) as store:
         progress.begin(key, epochs=0)
-        found = solve.analyse(
+        found = analysis.analyse(
             bench, network, theta_P, penalty=penalty,
             generator=bench.generator(0, "lanczos", l2), on_product=partial(progress.product, key),
         )  # fmt: skip
@@ -134,7 +145,7 @@ def spectrum(
         names = [*written, name]
         vouched = None
         if params.certificate.pairs is not None:
-            vouched = solve.certify(
+            vouched = analysis.certify(
                 bench, network, theta_P, Claim.of(found, theta_P), penalty=penalty,
                 generator=bench.generator(0, "certificate", l2),
                 on_product=lambda number: progress.product(key, found.pairs.products + number),
@@ -158,12 +169,14 @@ def sweep(
         tracker: Logs the runs.
 
     Raises:
+        ParameterError: `spectrum.k` or `polish.dtype` does not fit the rest.
         UsageError: The folder holds results of other parameters.
         StorageError: Too little disk, or the folder is in use or cannot be written.
     """
     began = time.monotonic()
+    polishing.check_dtypes(params)
     bench = open_bench(params, progress.say)
-    solve.check_pairs(bench, bench.network)  # before hours of training
+    analysis.check_pairs(bench, bench.network)  # before hours of training
     laid = plan.plan(
         params, data_digest=bench.data_digest, reference_digest=bench.reference_digest,
         stack=bench.stack,

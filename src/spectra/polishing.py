@@ -26,11 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectra import artifacts, checkpoint, solve
+from spectra import analysis, artifacts, checkpoint, solve
 from spectra.artifacts import Record, Store
 from spectra.curvature.spectrum import Spectrum
-from spectra.errors import WeightsError
+from spectra.errors import ParameterError, WeightsError
 from spectra.objective import L2Penalty
+from spectra.params import Params
 from spectra.plan import Task
 from spectra.polish.network import Labelled
 from spectra.polish.newton import Polished, State
@@ -122,6 +123,21 @@ def start_name(store: Store, key: str) -> str:
     return trained if record and trained in record.files else artifacts.weights_name(key)
 
 
+def check_dtypes(params: Params) -> None:
+    """Refuse polished weights finer than the products: the spectrum would be of their rounding.
+
+    Raises:
+        ParameterError: `polish.dtype` is float64 and `runtime.dtype` float32.
+    """
+    wanted, has = params.polish, params.runtime.dtype
+    if wanted.enabled and (wanted.dtype, has) == ("float64", "float32"):
+        raise ParameterError(
+            "polish.dtype: float64 is finer than runtime.dtype, float32, so the spectrum would not "
+            "be of the weights written but of their rounding; use runtime.dtype=float64, or "
+            "polish.dtype=null to end at the floor of float32"
+        )
+
+
 def finish(
     bench: Workbench,
     store: Store,
@@ -142,7 +158,7 @@ def finish(
     if not bench.params.polish.enabled:
         return solve.finish(bench, store, task, trained, **how)
     penalty = bench.penalty(task.l2)
-    before = solve.analyse(
+    before = analysis.analyse(
         bench, bench.network, trained.theta_P, penalty=penalty,
         generator=bench.generator(task.replicate, "lanczos", task.l2), on_product=on_product,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from spectra import artifacts, inspection, params, solve
+from spectra import analysis, artifacts, inspection, params
 from spectra.artifacts import Record, Store
 from spectra.curvature.claim import Claim
 from spectra.curvature.eigen import Extreme
@@ -141,7 +141,7 @@ def _complaints(
         loss=float(record.row["Train_Loss"]), weights=_weights_said(store, record),
     )  # fmt: skip
     subset = bench.params.certificate.pairs
-    return solve.certify(
+    return analysis.certify(
         bench, network, theta_P, claim, penalty=bench.penalty(record.l2),
         generator=bench.generator(record.replicate, "certificate", record.l2),
         on_product=lambda number: progress.product(record.key, number),

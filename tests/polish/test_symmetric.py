@@ -116,7 +116,7 @@ def test_a_budget_that_ends_in_the_quotient_gives_a_point_of_the_whole(
 # ------------------------------------------------------------------------- the full MNIST
 
 
-def on_mnist(mnist: tuple[Tensor, Tensor], strengths: tuple[float, ...]) -> Polished:
+def on_mnist(mnist: tuple[Tensor, Tensor], strengths: tuple[float, ...], **how: object) -> Polished:
     """A network of the published experiment, trained upward and polished at the last strength."""
     mlp = Mlp((784, 128, 128, 10))
     inputs_ND, labels_N = mnist[0].float(), mnist[1]
@@ -129,7 +129,7 @@ def on_mnist(mnist: tuple[Tensor, Tensor], strengths: tuple[float, ...]) -> Poli
             generator=torch.Generator().manual_seed(2),
         ).theta_P  # fmt: skip
     labelled = Labelled(data.inputs, labels_N, 2, inputs_ND)
-    return polished(labelled, theta_P, mlp, penalty=L2Penalty(strengths[-1]))
+    return polished(labelled, theta_P, mlp, penalty=L2Penalty(strengths[-1]), **how)
 
 
 @pytest.mark.slow
@@ -153,3 +153,34 @@ def test_the_trivial_phase_has_its_closed_forms(mnist: tuple[Tensor, Tensor]):
     )  # fmt: skip
     expected_K = [3.653, 3.422, 3.350, 3.276, 3.267, 3.258, 3.233, 3.218, 3.018, 0.0023]
     assert pairs.values_K.tolist() == pytest.approx(expected_K, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_learnt_phase_is_stationary_and_a_minimum(mnist: tuple[Tensor, Tensor]):
+    """λ = 0.04, upward from λ = 0: much of the norm is gone, some of the digits is left."""
+    mlp = Mlp((784, 128, 128, 10))
+    found = on_mnist(mnist, (0.0, 0.02, 0.04), max_products=1000)
+
+    star_P, seen_ND = found.x_P.double(), mnist[0].float().double()
+    counts_C = torch.bincount(mnist[1]).double()
+    p_C = counts_C / counts_C.sum()
+    right = oracles.logits(mlp.widths, "sigmoid", star_P, seen_ND).argmax(1) == mnist[1]
+    assert float(right.double().mean()) > 0.2, "the class priors alone have 0.112"
+    assert found.loss < float(-(p_C * p_C.log()).sum()) - 0.2
+    assert float(star_P.norm()) == pytest.approx(2.6, abs=0.2)
+
+    loss = oracles.mean_loss(mlp.widths, "sigmoid", seen_ND, mnist[1])
+    gradient_P = oracles.gradient(loss, star_P)
+    assert found.verdict == "floor"
+    assert float((gradient_P + 0.08 * star_P).norm()) < 5e-7
+    cosine = torch.nn.functional.cosine_similarity(gradient_P, star_P, dim=0)
+    assert float(cosine) == pytest.approx(-1, abs=1e-9)
+
+    assert found.minimum
+    assert found.lowest is not None
+    lowest_P = found.lowest.direction_P
+    curvature = float(lowest_P @ oracles.forward_over_reverse(loss, star_P)(lowest_P)) + 0.08
+    assert curvature == pytest.approx(found.lowest.value, abs=1e-5)
+    assert 0 < curvature < 0.08
+    assert found.lowest.residual < 0.1 * curvature
