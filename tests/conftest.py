@@ -114,10 +114,11 @@ def database(migrated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(migrated, tmp_path / "mlflow.db"))
 
 
-# A shell that starts the tests in the background makes them ignore SIGINT; children inherit it.
+# A shell that starts the tests in the background makes them ignore SIGINT, and nohup SIGHUP;
+# children inherit it.
 _LISTENING = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
