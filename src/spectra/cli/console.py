@@ -80,6 +80,9 @@ def complain(text: str) -> None:
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
+    # Whoever ends a process and then its group, as `timeout` does, says it twice.
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
