@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contender import Contender, MatVec, MissingError, Pairs
+from benchmarks.threads import StepThreads
 from benchmarks.timing import now
 from benchmarks.workload import BATCH, HIDDEN, LR, MEAN, STD, Problem
 from spectra.curvature.mlp_operator import MlpHessian
@@ -33,9 +34,7 @@ from spectra.train import Examples, Optimisation, evaluate, train, train_stack
 
 _MAX_PRODUCTS = 5000
 _CHUNK = 4000
-_TRIAL_STEPS = 100
 _RECIPE = Optimisation(lr=LR, batch_size=BATCH)
-_best_threads: dict[tuple[int, str], int] = {}
 
 
 def operator(problem: Problem) -> MatVec:
@@ -120,24 +119,12 @@ def _train(
     ).theta_P
 
 
-def tune(problem: Problem) -> None:
-    """Find the faster number of threads for a step, as the other loops in memory do."""
-    if _key(problem) in _best_threads:
-        return
-    short = problem.of_size(min(_TRIAL_STEPS * BATCH, len(problem.train.labels_N)))
-    times = {threads: _timed_epoch(short, threads)[0] for threads in sorted({1, problem.threads})}
-    _best_threads[_key(problem)] = min(times, key=lambda threads: times[threads])
-
-
 def epoch(problem: Problem) -> dict[str, float]:
     """One epoch and, with an evaluation of both sets taken off, its steps."""
-    tune(problem)
-    whole, evaluation = _timed_epoch(problem, _best_threads[_key(problem)])
-    return {"steps": whole - evaluation, "epoch": whole}
+    return _timed_epoch(problem, _threads.of(problem))
 
 
-def _timed_epoch(problem: Problem, threads_of_a_step: int) -> tuple[float, float]:
-    """Seconds of an epoch, and of the evaluation in it."""
+def _timed_epoch(problem: Problem, threads_of_a_step: int) -> dict[str, float]:
     reports: list[float] = []
     how = replace(_RECIPE, max_epochs=2, patience=2, threads=threads_of_a_step)
     _train(problem, how, on_epoch=lambda _: reports.append(now(problem.device)))
@@ -152,7 +139,10 @@ def _timed_epoch(problem: Problem, threads_of_a_step: int) -> tuple[float, float
         evaluate(problem.mlp, problem.theta_P, examples)
     evaluation = now(problem.device) - start
     torch.set_num_threads(threads)
-    return whole, evaluation
+    return {"steps": whole - evaluation, "epoch": whole}
+
+
+_threads = StepThreads(lambda problem, threads: _timed_epoch(problem, threads)["steps"])
 
 
 def stack_epoch(problem: Problem, models: int) -> float:
@@ -236,19 +226,6 @@ def strength(problem: Problem, folder: Path, *, certified: bool) -> tuple[float,
     return seconds, spent
 
 
-def _key(problem: Problem) -> tuple[int, str]:
-    return problem.threads, problem.device.type
-
-
-def _note(problem: Problem) -> str:
-    threads = _best_threads.get(_key(problem))
-    return (
-        f"{threads} thread(s) in a training step"
-        if threads and problem.device.type == "cpu"
-        else ""
-    )
-
-
 def _examples(problem: Problem) -> tuple[Examples, Examples]:
     data = Examples(problem.train.inputs_ND, problem.train.labels_N)
     return data, Examples(problem.test.inputs_ND, problem.test.labels_N)
@@ -260,6 +237,6 @@ CONTENDER = Contender(
     operator=operator,
     leading=leading,
     epoch=epoch,
-    note=_note,
-    tune=tune,
+    note=_threads.note,
+    tune=_threads.tune,
 )

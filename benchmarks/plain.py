@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.contender import Contender, MatVec, by_eigsh
+from benchmarks.threads import StepThreads
 from benchmarks.timing import now
 from benchmarks.workload import BATCH, LR, Digits, Problem
-
-_TRIAL_STEPS = 100
-_best_threads: dict[tuple[int, str], int] = {}
 
 
 def operator(problem: Problem) -> MatVec:
@@ -36,10 +34,10 @@ def operator(problem: Problem) -> MatVec:
 
 def epoch(problem: Problem) -> dict[str, float]:
     """One epoch of Adam with weight decay, and an evaluation of both sets."""
-    tune(problem)
+    threads = _threads.of(problem)
     model, optimiser = _start(problem)
     start = now(problem.device)
-    torch.set_num_threads(_best_threads[_key(problem)])
+    torch.set_num_threads(threads)
     order = torch.randperm(len(problem.train.labels_N)).to(problem.device)
     _steps(model, optimiser, problem.train, order)
     steps = now(problem.device) - start
@@ -49,26 +47,20 @@ def epoch(problem: Problem) -> dict[str, float]:
     return {"steps": steps, "epoch": now(problem.device) - start}
 
 
-def tune(problem: Problem) -> None:
-    """Find the faster number of threads for a step."""
-    if _key(problem) in _best_threads:
-        return
-    times = {}
-    for threads in sorted({1, problem.threads}):
-        torch.set_num_threads(threads)
-        model, optimiser = _start(problem)
-        count = min(_TRIAL_STEPS * BATCH, len(problem.train.labels_N))
-        order = torch.arange(count, device=problem.device)
-        _steps(model, optimiser, problem.train, order[: count // 4])
-        start = now(problem.device)
-        _steps(model, optimiser, problem.train, order)
-        times[threads] = now(problem.device) - start
+def _trial(problem: Problem, threads: int) -> float:
+    """Seconds of the steps of an epoch with so many threads, after a quarter of it to warm up."""
+    torch.set_num_threads(threads)
+    model, optimiser = _start(problem)
+    order = torch.arange(len(problem.train.labels_N), device=problem.device)
+    _steps(model, optimiser, problem.train, order[: len(order) // 4])
+    start = now(problem.device)
+    _steps(model, optimiser, problem.train, order)
+    seconds = now(problem.device) - start
     torch.set_num_threads(problem.threads)
-    _best_threads[_key(problem)] = min(times, key=lambda threads: times[threads])
+    return seconds
 
 
-def _key(problem: Problem) -> tuple[int, str]:
-    return problem.threads, problem.device.type
+_threads = StepThreads(_trial)
 
 
 def _start(problem: Problem) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -94,10 +86,7 @@ def _evaluate(model: nn.Module, digits: Digits) -> tuple[float, float]:
 
 
 def _note(problem: Problem) -> str:
-    threads = _best_threads.get(_key(problem))
-    if threads is None or problem.device.type != "cpu":
-        return "full batch"
-    return f"full batch; {threads} thread(s) in a training step"
+    return "; ".join(filter(None, ["full batch", _threads.note(problem)]))
 
 
 CONTENDER = Contender(
@@ -107,5 +96,5 @@ CONTENDER = Contender(
     leading=by_eigsh(operator),
     epoch=epoch,
     note=_note,
-    tune=tune,
+    tune=_threads.tune,
 )

@@ -291,11 +291,12 @@ def test_an_epoch_takes_the_faster_number_of_threads(
 ):
     asked: list[int] = []
 
-    def timed(_: Problem, threads: int) -> tuple[float, float]:
+    def timed(_: Problem, threads: int) -> dict[str, float]:
         asked.append(threads)
-        return {1: 3.0, 2: 2.0}[threads], 0.5
+        epoch = {1: 3.0, 2: 2.0}[threads]
+        return {"steps": epoch - 0.5, "epoch": epoch}
 
-    monkeypatch.setattr(ours, "_best_threads", {})
+    monkeypatch.setattr(ours._threads, "_best", {})
     monkeypatch.setattr(ours, "_timed_epoch", timed)
 
     assert ours.epoch(replace(problem, threads=2)) == {"steps": 1.5, "epoch": 2.0}

@@ -66,13 +66,11 @@ def analyse(
     theta_P: Tensor,
     *,
     penalty: L2Penalty,
+    product: Hessian,
     generator: torch.Generator,
     on_product: Callable[[int], None],
-    product: Hessian | None = None,
 ) -> Spectrum:
-    """The spectrum of a network over the full training set.
-
-    `product` is its `hessian`, where that has been set up already.
+    """The spectrum of a network over the full training set, by its `hessian`.
 
     Raises:
         ParameterError: `spectrum.k` does not fit the network, or `spectrum.rtol` is below the
@@ -80,7 +78,6 @@ def analyse(
     """
     check_pairs(bench, network)
     wanted = bench.params.spectrum
-    product = hessian(bench, network, theta_P) if product is None else product
     with _lone_threads(bench):
         if wanted.rtol < SUSPICIOUS[bench.machine.dtype]:
             check_tolerance(bench, network, theta_P, product)
@@ -126,10 +123,10 @@ def certify(
     claim: Claim,
     *,
     penalty: L2Penalty,
+    product: Hessian,
     generator: torch.Generator,
     on_product: Callable[[int], None] = lambda _: None,
     subset: Subset | None = None,
-    product: Hessian | None = None,
 ) -> Certificate:
     """Check what is said of a point over the full training set, and say what follows.
 
@@ -139,11 +136,11 @@ def certify(
         theta_P: Its parameters.
         claim: What was found at them, in this process or in files.
         penalty: The L2 term of the objective.
+        product: The `hessian` that is solved with.
         generator: Gives random signs and directions, see `Workbench.generator`.
         on_product: Told the running number of products, and again while the data go through in
             float64.
         subset: Pairs recomputed one by one, in place of `certificate.pairs`.
-        product: The one that was solved with, where it is still at hand.
 
     Raises:
         NonFiniteError: A product is NaN or infinite at these weights.
@@ -152,13 +149,12 @@ def certify(
     if subset is None:
         subset = 2 if wanted.pairs is None else wanted.pairs
     spent = 0
-    solved = hessian(bench, network, theta_P) if product is None else product
 
     def counted(v_P: Tensor) -> Tensor:
         nonlocal spent
         spent += 1
         on_product(spent)
-        return solved(v_P)
+        return product(v_P)
 
     with _lone_threads(bench):
         found = examine(

@@ -25,7 +25,7 @@ from spectra import (
     report,
     runs,
     solve,
-)  # fmt: skip
+)
 from spectra.artifacts import Record, Store
 from spectra.curvature.certificate import Certificate
 from spectra.curvature.claim import Claim
@@ -133,8 +133,9 @@ def spectrum(
     penalty = bench.penalty_at(l2, theta_P, weights)
     with _beside(out, key) as store:
         progress.begin(key, epochs=0)
+        product = analysis.hessian(bench, network, theta_P)
         found = analysis.analyse(
-            bench, network, theta_P, penalty=penalty,
+            bench, network, theta_P, penalty=penalty, product=product,
             generator=bench.generator(0, "lanczos", l2), on_product=partial(progress.product, key),
         )  # fmt: skip
         written = solve.write_spectrum(store, key, network, found, params.artifacts.eigenvectors)
@@ -147,7 +148,7 @@ def spectrum(
         if params.certificate.pairs is not None:
             vouched = analysis.certify(
                 bench, network, theta_P, Claim.of(found, theta_P), penalty=penalty,
-                generator=bench.generator(0, "certificate", l2),
+                product=product, generator=bench.generator(0, "certificate", l2),
                 on_product=lambda number: progress.product(key, found.pairs.products + number),
             )  # fmt: skip
             names.append(artifacts.certificate_name(key))

@@ -160,6 +160,7 @@ def finish(
     penalty = bench.penalty(task.l2)
     before = analysis.analyse(
         bench, bench.network, trained.theta_P, penalty=penalty,
+        product=analysis.hessian(bench, bench.network, trained.theta_P),
         generator=bench.generator(task.replicate, "lanczos", task.l2), on_product=on_product,
     )  # fmt: skip
     polished, found = polish_strength(bench, store, task, trained, on_product=on_product)

@@ -143,6 +143,7 @@ def _complaints(
     subset = bench.params.certificate.pairs
     return analysis.certify(
         bench, network, theta_P, claim, penalty=bench.penalty(record.l2),
+        product=analysis.hessian(bench, network, theta_P),
         generator=bench.generator(record.replicate, "certificate", record.l2),
         on_product=lambda number: progress.product(record.key, number),
         subset="all" if subset is None else subset,
