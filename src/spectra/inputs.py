@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spectra import narrow
+
 CHUNK = 1500
 """Examples a chunk on a CPU: some 0.8 MB for each 128-wide activation in float32."""
 GPU_CHUNK = 1 << 17
@@ -127,7 +129,7 @@ class Chunk:
 
     def times(self, table: Table) -> Tensor:
         """X Vᵀ + u, of shape (n, H)."""
-        product_nH = torch.addmm(table.bias_H, self.often_nO, table.often_OH)
+        product_nH = narrow.product(self.often_nO, table.often_OH, table.bias_H)
         if self.by_example is not None:
             product_nH += self.by_example.times(table.seldom_SH)
         return product_nH
@@ -135,7 +137,7 @@ class Chunk:
     def add_under(self, d_nH: Tensor, sums: Table) -> None:
         """Add this chunk's part of Dᵀ S and Dᵀ 1."""
         sums.bias_H.add_(d_nH.sum(0))
-        sums.often_OH.addmm_(self.often_nO.t(), d_nH)
+        narrow.add_outer(sums.often_OH, self.often_nO, d_nH)
         if self.by_column is not None:
             sums.seldom_SH.add_(self.by_column.times(d_nH))
 

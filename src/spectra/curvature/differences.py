@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor
 
+from spectra import narrow
 from spectra.curvature.equal_units import Quotient
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.inputs import Chunk, Columns
@@ -76,8 +77,8 @@ class Differences:
         sums = self._columns.empty(u_G)
         for below, slopes_nG, bends_nG, deltas_nY in self._parts:
             ra_nG = below.times(table)
-            ry_GY += (slopes_nG * ra_nG).t() @ deltas_nY
-            signal_nG = slopes_nG * (deltas_nY @ y_GY.t()) + bends_nG * ra_nG
+            narrow.add_outer(ry_GY, slopes_nG * ra_nG, deltas_nY)
+            signal_nG = slopes_nG * narrow.product(deltas_nY, y_GY.t()) + bends_nG * ra_nG
             below.add_under(signal_nG, sums)
         self._columns.add_to(sums, rx_GF, ru_G)
         rx_GF *= self._scale_F

@@ -36,7 +36,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from spectra import runtime
+from spectra import narrow, runtime
 from spectra.backprop import Layers
 from spectra.curvature.operator import check_finite
 from spectra.inputs import Chunk, Inputs, Table, inputs_of
@@ -180,7 +180,7 @@ class MlpHessian:
                 i, delta_nH = signal.layer, signal.delta_MNH[0]
                 if i:
                     deltas.insert(0, delta_nH)
-                    gradient[2 * i].addmm_(delta_nH.t(), hidden[i - 1])
+                    narrow.add_outer(gradient[2 * i], delta_nH, hidden[i - 1])
                     gradient[2 * i + 1].add_(delta_nH.sum(0))
                 else:
                     part.add_under(delta_nH, sums)
@@ -205,7 +205,7 @@ class MlpHessian:
         for i in range(last):
             rh.append(chunk.slopes[i] * ra[i])
             if i + 1 < last:
-                ra.append(torch.addmm(v.biases[i], chunk.hidden[i], v.weights[i].t()))
+                ra.append(narrow.product(chunk.hidden[i], v.weights[i].t(), v.biases[i]))
                 ra[i + 1].addmm_(rh[i], weights[i + 1].t())
             else:
                 moved = torch.addmm(v.biases[i][:, None], v.weights[i], chunk.hidden[i].t())
@@ -216,10 +216,10 @@ class MlpHessian:
         rdelta = rdelta.div_(self.examples).t()
         for i in range(last, 0, -1):
             result[2 * i + 1].add_(rdelta.sum(0))
-            result[2 * i].addmm_(rdelta.t(), chunk.hidden[i - 1])
-            re = rdelta @ weights[i]
+            narrow.add_outer(result[2 * i], rdelta, chunk.hidden[i - 1])
+            re = narrow.product(rdelta, weights[i])
             if self._full:
-                result[2 * i].addmm_(chunk.deltas[i - 1].t(), rh[i - 1])
+                narrow.add_outer(result[2 * i], chunk.deltas[i - 1], rh[i - 1])
                 re.addmm_(chunk.deltas[i - 1], v.weights[i - 1])
             rdelta = re.mul_(chunk.slopes[i - 1])
             if self._full:
