@@ -99,6 +99,16 @@ def tiny(sample_root: Path) -> Callable[..., Params]:
 
 
 @pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
+    """A finished sweep of three strengths, which no test changes."""
+    import sweeps
+
+    folder = tmp_path_factory.mktemp("sweep") / "results"
+    sweeps.sweep(tiny_params(sample_root, artifacts__out=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database whose tables are there: making them takes seconds."""
     from mlflow.tracking import MlflowClient
