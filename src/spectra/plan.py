@@ -25,12 +25,13 @@ T = TypeVar("T")
 _NUMERICS = (
     "activations.py", "backprop.py", "inputs.py", "mlp.py", "narrow.py", "objective.py",
     "runtime.py", "train.py", "curvature/arpack.py", "curvature/certificate.py",
-    "curvature/claim.py", "curvature/differences.py", "curvature/eigen.py", "curvature/equal_units.py",
-    "curvature/examination.py", "curvature/intervals.py", "curvature/lanczos.py",
-    "curvature/mlp_operator.py", "curvature/noise.py", "curvature/operator.py",
-    "curvature/probe.py", "curvature/recomputation.py", "curvature/reduction.py",
-    "curvature/spectrum.py", "polish/landscape.py", "polish/lowest.py", "polish/model.py",
-    "polish/network.py", "polish/newton.py", "polish/symmetric.py", "polish/valley.py",
+    "curvature/claim.py", "curvature/differences.py", "curvature/eigen.py",
+    "curvature/equal_units.py", "curvature/examination.py", "curvature/intervals.py",
+    "curvature/lanczos.py", "curvature/mlp_operator.py", "curvature/noise.py",
+    "curvature/operator.py", "curvature/probe.py", "curvature/recomputation.py",
+    "curvature/reduction.py", "curvature/spectrum.py", "polish/landscape.py", "polish/lowest.py",
+    "polish/model.py", "polish/network.py", "polish/newton.py", "polish/symmetric.py",
+    "polish/valley.py",
 )  # fmt: skip
 
 _DECISIVE = ("model", "objective", "train", "polish", "spectrum", "certificate", "runtime")

@@ -205,6 +205,22 @@ def test_a_copy_that_no_round_off_brings_is_looked_for(name: str, seed: int):
     np.testing.assert_allclose(pairs.values_K, dense(matrix_PP, k)[0], atol=1e-2)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_look_begins_before_the_last_pair_has_converged(seed: int):
+    """Where the end is in sight: the products of the look but four are all it adds."""
+    matrix_PP = oracles.planted(cat([np.geomspace(100, 10, 30), bulk(770, -3, 9)]))
+    asked = {"k": 30, "rtol": 1e-3, "seed": seed}
+
+    looked = solve_planted(lanczos, matrix_PP, **asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spectra.curvature.eigen._SECOND_LOOK", -1)
+        unseen = solve_planted(lanczos, matrix_PP, **asked)
+
+    assert looked.converged_K.all()
+    assert looked.products - unseen.products <= 16
+    np.testing.assert_allclose(looked.values_K, dense(matrix_PP, 30)[0], rtol=1e-4)
+
+
 @either
 def test_the_zero_operator_has_zero_eigenvalues(solve: Solve):
     pairs = solve_planted(solve, torch.zeros(40, 40, dtype=torch.float64), 7)

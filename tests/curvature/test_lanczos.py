@@ -31,14 +31,14 @@ def basis_of(process: Lanczos) -> np.ndarray:
     return process.vectors(np.eye(process.size)).double().numpy()
 
 
-def advance(process: Lanczos, steps: int, keep: int = 5) -> None:
+def advance(process: Lanczos, steps: int, keep: int = 5, *, ahead: bool = False) -> None:
     """Steps with a thick restart, keeping the leading and the lowest, where the basis is full."""
     for _ in range(steps):
         if process.full:
             ritz = process.ritz()
             leading = np.argsort(-np.abs(ritz.values_J))[:keep]
             process.restart(ritz, np.union1d(leading, [0]))
-        process.step()
+        process.step(ahead=ahead)
 
 
 def check_invariants(process: Lanczos, matrix_PP: Tensor, dtype: torch.dtype) -> None:
@@ -271,6 +271,38 @@ def test_a_direction_followed_ahead_leaves_its_rest_first():
     rest_P -= followed[:7].T @ (followed[:7] @ rest_P)
     assert abs(followed[7] @ rest_P) > 0.9 * np.linalg.norm(rest_P)
     assert abs(behind[7] @ rest_P) < 0.5 * np.linalg.norm(rest_P)
+
+
+@pytest.mark.parametrize("capacity", [14, 1000])
+def test_what_came_of_a_look_is_kept_apart(capacity: int):
+    """Of a value that occurs twice, the copy that was there before has no share, the other all.
+
+    The shares are those of the vectors in the span of the basis before, also across restarts.
+    """
+    values = np.concatenate([[30.0, 20.0, 20.0], oracles.bulk(147, -6.0, 6.0)])
+    process = process_of(oracles.planted(values), capacity=capacity)
+    advance(process, 14)
+    process.restart(process.ritz(), np.arange(-5, 0) + process.size)
+    before_JP = basis_of(process)
+    first = process.ritz()
+    assert not process.sought(first.coefficients_JJ).any()
+    assert (np.abs(first.values_J - 20) < 1e-3).sum() == 1
+
+    process.look()
+    process.step()  # what waited before the fresh direction
+    advance(process, 16, ahead=True)
+
+    ritz = process.ritz()
+    copies = np.abs(ritz.values_J - 20) < 1e-3
+    shares_J = process.sought(ritz.coefficients_JJ)
+    vectors_JP = ritz.coefficients_JJ.T @ basis_of(process)
+    known_J = ((vectors_JP @ before_JP.T) ** 2).sum(1)
+    assert copies.sum() == 2
+    assert shares_J[copies].sum() == pytest.approx(1, abs=1e-6)
+    assert shares_J[np.abs(ritz.values_J - 30) < 1e-3] == pytest.approx(0, abs=1e-6)
+    assert np.all(shares_J <= 1 - known_J + 1e-9)
+    process.look()
+    assert not process.sought(ritz.coefficients_JJ).any()
 
 
 def test_the_zero_operator_gives_directions_all_the_same():

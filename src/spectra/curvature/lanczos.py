@@ -31,6 +31,7 @@ algorithms, Math. Comp. 33 (1979) 680-687; B. N. Parlett, The Symmetric Eigenval
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,9 @@ from torch import Tensor
 
 from spectra.curvature.operator import MatVec
 from spectra.errors import NonFiniteError
+
+_FEW = 4
+"""Basis vectors taken one by one at most."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Lanczos:
         self._basis_JP = start_P.new_empty((self.capacity, start_P.numel()))
         self._images_JP = torch.empty_like(self._basis_JP)
         self._projection_JJ = np.zeros((self.capacity, self.capacity))
+        self._sought_JJ = np.zeros((self.capacity, self.capacity))
         self._waiting = [_Direction(start_P / start_P.norm(), np.zeros(0))]
         self._dropped: list[NDArray[np.float64]] = []
         self._scale = 0.0
@@ -137,14 +142,16 @@ class Lanczos:
         limit = max(self.negligible, 4 * torch.finfo(image_P.dtype).eps * self._scale)
         if direction.fresh:
             self.nulls = self.nulls + 1 if before <= limit else 0
-        rest_P, column_J, waiting, after = self._off_basis(image_P, before)
+        near = [*np.flatnonzero(direction.coefficients_J), j]
+        rest_P, column_J, waiting, after = self._off_basis(image_P, before, near)
+        self._sought_JJ[j, j] = direction.sought
         self._projection_JJ[j, : j + 1] = self._projection_JJ[: j + 1, j] = column_J
         for other, part in zip(self._waiting, waiting, strict=True):
             other.coefficients_J = np.append(other.coefficients_J, part)
         self._dropped = [np.append(coefficients_J, 0.0) for coefficients_J in self._dropped]
         coefficients_J = np.append(np.zeros(j), after)
         if after > limit:
-            left_over = _Direction(rest_P / after, coefficients_J)
+            left_over = _Direction(rest_P / after, coefficients_J, sought=direction.sought)
             self._waiting.insert(0 if ahead else len(self._waiting), left_over)
         elif after > 0:
             self._dropped.append(coefficients_J)
@@ -158,22 +165,42 @@ class Lanczos:
     def fill(self, size: int) -> None:
         """Grow the basis by directions that the operator maps to nothing, without products."""
         for j in range(self.size, min(size, self.capacity)):
-            self._basis_JP[j] = self._waiting.pop().vector_P
+            direction = self._waiting.pop()
+            self._basis_JP[j] = direction.vector_P
             self._images_JP[j] = 0
+            self._sought_JJ[j, j] = direction.sought
             self.size += 1
-            for direction in self._waiting:
-                direction.coefficients_J = np.append(direction.coefficients_J, 0.0)
+            for other in self._waiting:
+                other.coefficients_J = np.append(other.coefficients_J, 0.0)
             self._dropped = [np.append(coefficients_J, 0.0) for coefficients_J in self._dropped]
             if not self._waiting and not self.complete:
                 self.refresh()
+
+    def look(self) -> None:
+        """Add a fresh direction, and keep apart from now on what comes of it: see `sought`."""
+        self._sought_JJ[:] = 0.0
+        for direction in self._waiting:
+            direction.sought = False
+        self.refresh()
+
+    def sought(self, coefficients_JK: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The shares (K,) of unit vectors that lie along what came of fresh directions.
+
+        Those since the last `look`, and what the operator made of them: an eigenvector that the
+        basis already had before has a small share, a further copy one of 1, or copies together.
+        """
+        block_JJ = self._sought_JJ[: self.size, : self.size]
+        shares_K: NDArray[np.float64] = (coefficients_JK * (block_JJ @ coefficients_JK)).sum(0)
+        return shares_K
 
     def refresh(self) -> None:
         """Add a fresh direction: copies of a repeated eigenvalue show in no other way."""
         vector_P = torch.randn(self.dim, generator=self._generator, dtype=self._basis_JP.dtype).to(
             self._basis_JP.device
         )
-        rest_P, _, _, norm = self._off_basis(vector_P, float(vector_P.norm()))
-        self._waiting.append(_Direction(rest_P / norm, np.zeros(self.size), fresh=True))
+        rest_P, _, _, norm = self._off_basis(vector_P, float(vector_P.norm()), [])
+        fresh = _Direction(rest_P / norm, np.zeros(self.size), fresh=True, sought=True)
+        self._waiting.append(fresh)
 
     def ritz(self) -> Ritz:
         """The Ritz pairs of the present basis."""
@@ -209,22 +236,37 @@ class Lanczos:
         for direction in self._waiting:
             direction.coefficients_J = direction.coefficients_J @ coefficients_JK
         self._dropped = [coefficients_J @ coefficients_JK for coefficients_J in self._dropped]
-        self.size = len(keep)
+        before, self.size = self.size, len(keep)
         self._basis_JP[: self.size] = vectors_KP
         self._images_JP[: self.size] = images_KP
         self._projection_JJ[:] = 0.0
         self._projection_JJ[: self.size, : self.size] = np.diag(ritz.values_J[keep])
+        kept_KK = coefficients_JK.T @ self._sought_JJ[:before, :before] @ coefficients_JK
+        self._sought_JJ[:] = 0.0
+        self._sought_JJ[: self.size, : self.size] = kept_KK
 
     def _off_basis(
-        self, vector_P: Tensor, norm: float
+        self, vector_P: Tensor, norm: float, near: Sequence[int]
     ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64], float]:
         """A vector without its parts in the basis and along the directions that wait.
+
+        Args:
+            vector_P: The vector.
+            norm: Its length.
+            near: Indices of the basis vectors along which large parts are expected, as the
+                recurrence says: taken off first, a few of them save a pass over the whole basis.
 
         Returns:
             The rest, the coefficients of both kinds of parts, and the norm of the rest.
         """
         basis_JP = self._basis_JP[: self.size]
         inside_J, waiting = np.zeros(self.size), np.zeros(len(self._waiting))
+        if 0 < len(near) <= _FEW:
+            for i in near:
+                part = float(basis_JP[i] @ vector_P)
+                vector_P = torch.add(vector_P, basis_JP[i], alpha=-part)
+                inside_J[i] += part
+            norm = float(vector_P.norm())
         for _ in range(3):
             part_J = basis_JP @ vector_P
             vector_P = torch.addmv(vector_P, basis_JP.t(), part_J, alpha=-1)
@@ -242,8 +284,12 @@ class Lanczos:
 
 @dataclass
 class _Direction:
-    """A unit vector off the basis, and its coefficients in the images of the basis vectors."""
+    """A unit vector off the basis, and its coefficients in the images of the basis vectors.
+
+    `fresh`: drawn at random; `sought`: since the last look, or what the operator made of such.
+    """
 
     vector_P: Tensor
     coefficients_J: NDArray[np.float64]
     fresh: bool = False
+    sought: bool = False
