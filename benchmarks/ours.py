@@ -67,7 +67,7 @@ def judge(problem: Problem, *, dtype: torch.dtype = torch.float32) -> MatVec:
 
 def leading(problem: Problem, k: int, rtol: float) -> Pairs:
     """The leading eigenpairs, everything that has to be set up included."""
-    inputs = inputs_of(problem.train.inputs_ND)
+    inputs = inputs_of(problem.train.inputs_ND, problem.train.labels_N)
 
     def fused(mlp: Mlp, theta_P: Tensor) -> MlpHessian:
         return MlpHessian(

@@ -32,13 +32,14 @@ def test_products_equal_those_of_the_matrix(chunk: int, background: float):
     inputs = inputs_of(x, chunk=chunk)
     table, sums = inputs.columns.table(weight, bias), inputs.columns.empty(bias)
     product = torch.cat([part.times(table) for part in inputs.chunks])
-    for part, d_nH in zip(inputs.chunks, delta.split(chunk), strict=True):
+    for part, d_nH in zip(inputs.chunks, inputs.split(delta), strict=True):
         part.add_under(d_nH, sums)
     under, total = torch.ones_like(weight), torch.ones_like(bias)
     inputs.columns.add_to(sums, under, total)
 
-    assert 0 < len(inputs.columns.often_O) < 9
-    torch.testing.assert_close(product, x @ weight.T + bias, rtol=1e-13, atol=1e-13)
+    assert inputs.columns.listed
+    expected = torch.cat(inputs.split(x @ weight.T + bias))
+    torch.testing.assert_close(product, expected, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(under, delta.T @ x + 1, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(total, delta.sum(0) + 1, rtol=1e-13, atol=1e-13)
 
@@ -49,15 +50,16 @@ def products(
     """X Vᵀ + u, Dᵀ X and Dᵀ 1 by way of the chunks."""
     columns = inputs.columns
     table, sums = columns.table(weight, bias), columns.empty(bias)
-    start, up = 0, []
-    for part in inputs.chunks:
-        rows = len(part.often_nO)
-        up.append(part.times(table))
-        part.add_under(delta[start : start + rows], sums)
-        start += rows
+    rows = torch.arange(len(delta))
+    up = torch.empty_like(delta)
+    for part, members, d_nH in zip(
+        inputs.chunks, inputs.split(rows), inputs.split(delta), strict=True
+    ):
+        up[members] = part.times(table)
+        part.add_under(d_nH, sums)
     under, total = torch.zeros_like(weight), torch.zeros_like(bias)
     columns.add_to(sums, under, total)
-    return torch.cat(up), under, total
+    return up, under, total
 
 
 def layer(d: int, n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,10 +108,12 @@ def test_a_product_only_reads():
     weight, bias, _ = layer(9, 12)
     table = inputs.columns.table(weight, bias)
     held = [x.clone(), weight.clone(), bias.clone(), table.bias_H.clone()]
+    (members,) = inputs.split(torch.arange(12))
 
     product = inputs.chunks[0].times(table)
 
-    torch.testing.assert_close(product, x @ weight.T + bias, rtol=1e-13, atol=1e-13)
+    expected = (x @ weight.T + bias)[members]
+    torch.testing.assert_close(product, expected, rtol=1e-13, atol=1e-13)
     for tensor, copy in zip([x, weight, bias, table.bias_H], held, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -132,20 +136,38 @@ def test_float32_stays_float32_within_its_round_off(digits: tuple[Tensor, Tensor
 def test_columns_are_divided_by_how_often_they_are_off_the_background():
     """At the share that decides and just below it; every column is one or the other."""
     x = torch.zeros(100, 4)
-    for column, count in enumerate((34, 35, 0, 90)):
+    for column, count in enumerate((41, 42, 0, 90)):
         x[:count, column] = 1.0
 
-    columns = inputs_of(x).columns
+    inputs = inputs_of(x)
 
-    assert columns.seldom_S.tolist() == [0, 2]
-    assert columns.often_O.tolist() == [1, 3]
-    assert columns.background == 0
+    assert inputs.columns.listed
+    assert inputs.columns.background == 0
+    assert inputs.chunks[0].often_O.tolist() == [1, 3]
+    assert inputs.chunks[0].by_example.columns.unique().tolist() == [0]
+
+
+def test_rows_are_put_together_by_label_and_by_what_is_off_the_background():
+    """Rows alike in both stay in their order, and chunks of other labels have other columns."""
+    x = torch.zeros(8, 8)
+    labels = torch.tensor([1, 0, 1, 0, 1, 0, 1, 0])
+    for row, count in enumerate((3, 2, 1, 3, 3, 1, 2, 2)):
+        first = 4 * int(labels[row])
+        x[row, first : first + count] = 1.0
+
+    inputs = inputs_of(x, labels, chunk=4)
+
+    assert inputs.order_N.tolist() == [5, 1, 7, 3, 2, 6, 0, 4]
+    assert [part.tolist() for part in inputs.split(labels)] == [[0] * 4, [1] * 4]
+    assert [part.often_O.tolist() for part in inputs.chunks] == [[0, 1], [4, 5, 6]]
 
 
 def test_the_sparse_form_is_chosen_for_digits_and_not_for_noise(digits: tuple[Tensor, Tensor]):
-    x, _ = digits
+    x, labels = digits
     noise = torch.randn(100, 20, generator=torch.Generator().manual_seed(3))
 
-    assert len(inputs_of(x, chunk=1000).columns.seldom_S) > 400
-    assert len(inputs_of(x, chunk=1000).chunks) == 3
-    assert not len(inputs_of(noise, chunk=40).columns.seldom_S)
+    inputs = inputs_of(x, labels, chunk=1000)
+
+    assert max(len(part.often_O) for part in inputs.chunks) < 300
+    assert len(inputs.chunks) == 3
+    assert not inputs_of(noise, chunk=40).columns.listed

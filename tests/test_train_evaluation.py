@@ -37,7 +37,7 @@ def test_evaluate_is_the_direct_mean(
 
     loss, accuracy = evaluate(Mlp(widths), theta_P, data)
 
-    assert bool(len(data.inputs.columns.seldom_S)) == seldom
+    assert data.inputs.columns.listed == seldom
     assert len(data.inputs.chunks) == -(-11 // chunk)
     expected = oracles.mean_loss(widths, "sigmoid", data.inputs_ND, data.labels_N)(theta_P)
     assert loss == pytest.approx(float(expected), rel=1e-13)

@@ -66,7 +66,7 @@ class Examples:
     @cached_property
     def inputs(self) -> Inputs:
         """The inputs as products take them; divided once."""
-        return inputs_of(self.inputs_ND)
+        return inputs_of(self.inputs_ND, self.labels_N)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_float32_stays_within_its_round_off(digits: tuple[Tensor, Tensor]):
     )
 
     assert error(twice(v_P)) < 1e-13
-    assert len(inputs_of(x.float(), chunk=700).columns.seldom_S)
+    assert inputs_of(x.float(), chunk=700).columns.listed
     assert error(single(v_P.float())) < 2 * error(single_twice(v_P.float())) < 1e-5
 
 
@@ -135,7 +135,7 @@ def test_inputs_divided_before_are_taken_as_they_are(sparse: bool):
     """The same products to the last bit; two networks may share them."""
     widths = (6, 4, 5, 3)
     theta_P, x, y = problem(widths, 11, sparse=sparse)
-    divided = inputs_of(x, chunk=4)
+    divided = inputs_of(x, y, chunk=4)
     v_P = torch.linspace(-1, 1, len(theta_P), dtype=torch.float64)
 
     for at_P in (theta_P, theta_P.flip(0)):
@@ -146,7 +146,7 @@ def test_inputs_divided_before_are_taken_as_they_are(sparse: bool):
         assert torch.equal(given(v_P), own(v_P))
         assert torch.equal(given.gradient_P, own.gradient_P)
         assert given.loss == own.loss
-    assert bool(len(divided.columns.seldom_S)) == sparse
+    assert divided.columns.listed == sparse
 
 
 @pytest.mark.parametrize("gauss_newton", [False, True])

@@ -50,8 +50,7 @@ class Differences:
         self._scale_F = below.counts_G.sqrt()
         self._sizes = (len(below.counts_G), 1, len(above.counts_G))
         self.dim = len(self.classes_G) * sum(self._sizes)
-        every_F = torch.arange(len(below.counts_G), device=counts_G.device)
-        self._columns = Columns(every_F, every_F[:0], 0.0) if layer else hessian.columns
+        self._columns = Columns(len(below.counts_G)) if layer else hessian.columns
         self._parts = [
             (
                 Chunk(part.hidden[layer - 1]) if layer else part.inputs,

@@ -112,7 +112,7 @@ class MlpHessian:
         self.dim, self.examples, self.products = mlp.dim, len(labels_N), 0
         self.loss = 0.0
         self.gradient_P = torch.zeros_like(theta_P)
-        inputs = inputs_of(inputs_ND, chunk=chunk) if inputs is None else inputs
+        inputs = inputs_of(inputs_ND, labels_N, chunk=chunk) if inputs is None else inputs
         self.columns = inputs.columns
         self.chunks = self._prepare(theta_P.detach(), inputs, inputs.split(labels_N))
         size = -(-len(self.chunks) // threads)

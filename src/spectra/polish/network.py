@@ -127,13 +127,13 @@ def evaluated(mlp: Mlp, theta_P: Tensor, data: Labelled) -> tuple[float, Tensor]
         NonFiniteError: The loss or its gradient is NaN or infinite.
     """
     inputs = data.inputs
-    exact = [None] * len(inputs.chunks) if data.exact_ND is None else inputs.split(data.exact_ND)
-    parts = list(zip(inputs.chunks, inputs.split(data.labels_N), exact, strict=True))
+    rows_N = torch.arange(len(data.labels_N), device=theta_P.device)
+    parts = list(zip(inputs.chunks, inputs.split(rows_N), strict=True))
     on_cpu = theta_P.device.type == "cpu"
     shares = data.threads if on_cpu else 1
     size = -(-len(parts) // shares)
     work = [parts[i : i + size] for i in range(0, len(parts), size)]
-    share = partial(_share, mlp, theta_P, inputs)
+    share = partial(_share, mlp, theta_P, data)
     sums = list(_pool(len(work)).map(share, work)) if on_cpu else list(map(share, work))
     examples = len(data.labels_N)
     gradient_P = torch.stack([gradient_P for _, gradient_P in sums]).sum(0).div_(examples)
@@ -141,12 +141,15 @@ def evaluated(mlp: Mlp, theta_P: Tensor, data: Labelled) -> tuple[float, Tensor]
 
 
 def _share(
-    mlp: Mlp, theta_P: Tensor, inputs: Inputs, parts: list[tuple[Chunk, Tensor, Tensor | None]]
+    mlp: Mlp, theta_P: Tensor, data: Labelled, parts: list[tuple[Chunk, Tensor]]
 ) -> tuple[float, Tensor]:
-    """Sums of loss and gradient over some chunks."""
+    """Sums of loss and gradient over some chunks, each given with its rows."""
     loss, gradient_P = 0.0, torch.zeros_like(theta_P)
-    for chunk, labels_n, exact_nD in parts:
-        one = replace(inputs, chunks=[_double(chunk, exact_nD, inputs.columns)])
+    columns = data.inputs.columns
+    for chunk, rows_n in parts:
+        exact_nD = None if data.exact_ND is None else data.exact_ND[rows_n]
+        one = Inputs(columns, [_double(chunk, exact_nD, columns)])
+        labels_n = data.labels_N[rows_n]
         local = MlpHessian(mlp, theta_P, theta_P[:0], labels_n, inputs=one)
         loss += local.loss * len(labels_n)
         gradient_P.add_(local.gradient_P, alpha=len(labels_n))
@@ -155,26 +158,22 @@ def _share(
 
 def _double(chunk: Chunk, exact_nD: Tensor | None, columns: Columns) -> Chunk:
     """A chunk in float64, its differences from the background taken anew where that can be."""
-    exact_Dn = None if exact_nD is None else exact_nD.t()
-
-    def entries(
-        listed: Entries | None, of: Tensor | None, rows: Tensor, others: Tensor
-    ) -> Entries | None:
-        if listed is None:
-            return None
-        if of is None:
-            return replace(listed, values=listed.values.double())
-        ends = torch.cat([listed.starts[1:], listed.starts.new_tensor([len(listed.values)])])
-        at = torch.repeat_interleave(rows, ends - listed.starts)
-        values = of[at, others[listed.columns.long()]].double() - columns.background
-        return replace(listed, values=values)
-
-    every_n = torch.arange(len(chunk.often_nO), device=chunk.often_nO.device)
+    if exact_nD is None or not columns.listed:
+        return replace(
+            chunk, often_nO=chunk.often_nO.double(),
+            by_example=_in_double(chunk.by_example), by_column=_in_double(chunk.by_column),
+        )  # fmt: skip
+    s_nD = exact_nD.double() - columns.background
+    assert chunk.by_example is not None
+    assert chunk.by_column is not None
     return Chunk(
-        chunk.often_nO.double(),
-        entries(chunk.by_example, exact_nD, every_n, columns.seldom_S),
-        entries(chunk.by_column, exact_Dn, columns.seldom_S, every_n),
-    )
+        s_nD[:, chunk.often_O], chunk.often_O,
+        chunk.by_example.valued_as_in(s_nD), chunk.by_column.valued_as_in(s_nD.t()),
+    )  # fmt: skip
+
+
+def _in_double(listed: Entries | None) -> Entries | None:
+    return None if listed is None else replace(listed, values=listed.values.double())
 
 
 @cache
