@@ -48,6 +48,7 @@ class Result:
         how: Mapping[str, str] | None = None,
         notes: Mapping[str, str] | None = None,
         certificates: Mapping[str, Mapping[str, Any]] | None = None,
+        paced: Mapping[str, float] | None = None,
     ) -> None:
         """Add the rows of one piece of work, with their ratios to ours.
 
@@ -59,9 +60,11 @@ class Result:
             how: Contender -> "measured" (the default) or "composed" of other rows.
             notes: Contender -> what a reader must know.
             certificates: Contender -> what its result is worth.
+            paced: Contender -> its ratio to ours where that is not the one of the medians.
         """
         spreads = {name: Spread.of(runs) for name, runs in values.items() if runs}
         factors = ratios({name: spread.median for name, spread in spreads.items()}, OURS)
+        factors |= paced or {}
         for name, spread in spreads.items():
             row = {
                 "work": work,

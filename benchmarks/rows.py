@@ -24,7 +24,7 @@ import torch
 from benchmarks import ours, verify
 from benchmarks.contender import Contender, MissingError, Pairs
 from benchmarks.result import OURS, Result
-from benchmarks.timing import interleave, now, once
+from benchmarks.timing import interleave, now, once, paced_ratios
 from benchmarks.workload import Problem
 
 _DOUBLE_CHECKS = 3
@@ -81,6 +81,7 @@ def top_pairs(result: Result, contenders: Sequence[Contender], problem: Problem)
         rounds=size.rounds,
         budget_s=size.budget_s,
         failed=result.failed,
+        pace=OURS,
     )
     found = {name: pairs for name, pairs in found.items() if name in times}
     if not found:
@@ -107,7 +108,10 @@ def top_pairs(result: Result, contenders: Sequence[Contender], problem: Problem)
             values[name], how[name] = [seconds * count], "composed"
             certificates[name] = certificates[twin]
             notes[name] = f"{count} products counted × {seconds:.2f} s measured, not run"
-    result.add("top pairs", problem.name, values, how=how, notes=notes, certificates=certificates)
+    result.add(
+        "top pairs", problem.name, values, how=how, notes=notes, certificates=certificates,
+        paced=paced_ratios(times, "total"),
+    )  # fmt: skip
     if OURS in found:
         _check_the_judge(result, problem, found[OURS], images[OURS])
 

@@ -90,7 +90,7 @@ def _about(run: Mapping[str, Any]) -> str:
     return (
         f"{where}; {machine['threads']} threads; float32; {settings['examples']:,} images. "
         f"{having}. Networks: {networks}. Medians of up to {settings['rounds']} interleaved "
-        "rounds; in brackets the multiple of ours."
+        "rounds; in brackets the multiple of ours, for pairs of ours right before and after."
     )
 
 

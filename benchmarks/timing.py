@@ -41,6 +41,10 @@ def once(work: Callable[[], object], device: torch.device) -> Action:
     return action
 
 
+BESIDE = "beside"
+"""What the contender that sets the pace took right before and after, see `interleave`."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """The median of some runs, their extremes and their number."""
@@ -72,6 +76,7 @@ def interleave(
     rounds: int,
     budget_s: float,
     failed: Callable[[str, Exception], None],
+    pace: str | None = None,
 ) -> Times:
     """Run all actions in rounds, rotating who begins.
 
@@ -81,26 +86,53 @@ def interleave(
         budget_s: A contender whose next run would probably exceed it sits out; every one
             runs at least once.
         failed: Told of an action that raised; it is not called again.
+        pace: A contender that runs right before and after each of the others, whatever its
+            budget, for work so long that the machine's speed changes meanwhile. The mean of the
+            two is the part `BESIDE` of the others' times.
     """
     times: dict[str, dict[str, list[float]]] = {}
     spent: dict[str, list[float]] = defaultdict(list)
     out: set[str] = set()
+
+    def run(name: str) -> float | None:
+        """Seconds, all parts together, or None where it raised."""
+        start = time.perf_counter()
+        try:
+            parts = actions[name]()
+        except Exception as error:  # a peer may fail in any way
+            out.add(name)
+            failed(name, error)
+            return None
+        spent[name].append(time.perf_counter() - start)
+        for part, seconds in parts.items():
+            times.setdefault(name, {}).setdefault(part, []).append(seconds)
+        return sum(parts.values())
+
+    others = [name for name in actions if name != pace]
+    before = run(pace) if pace else None
     for turn in range(rounds):
-        for name in rotated(list(actions), turn):
+        for name in rotated(others, turn):
             runs = spent[name]
             if name in out or (runs and sum(runs) + statistics.mean(runs) > budget_s):
                 continue
-            start = time.perf_counter()
-            try:
-                parts = actions[name]()
-            except Exception as error:  # a peer may fail in any way
-                out.add(name)
-                failed(name, error)
-                continue
-            runs.append(time.perf_counter() - start)
-            for part, seconds in parts.items():
-                times.setdefault(name, {}).setdefault(part, []).append(seconds)
+            run(name)
+            if pace and pace not in out:
+                after = run(pace)
+                if before and after and name not in out:
+                    times[name].setdefault(BESIDE, []).append((before + after) / 2)
+                before = after
     return times
+
+
+def paced_ratios(times: Times, part: str) -> dict[str, float]:
+    """The median of every contender's runs over those of the pace beside them."""
+    return {
+        name: statistics.median(
+            own / beside for own, beside in zip(parts[part], parts[BESIDE], strict=True)
+        )
+        for name, parts in times.items()
+        if BESIDE in parts
+    }
 
 
 def ratios(medians: Mapping[str, float], to: str) -> dict[str, float]:

@@ -23,7 +23,7 @@ from benchmarks.contender import Contender, Pairs
 from benchmarks.contenders import CONTENDERS, by_name
 from benchmarks.result import Result
 from benchmarks.rows import top_pairs
-from benchmarks.timing import Spread, interleave, ratios, rotated
+from benchmarks.timing import Spread, interleave, paced_ratios, ratios, rotated
 from benchmarks.workload import CHAINS, Digits, Problem, Size, problems
 from spectra import plan
 from spectra.mlp import Mlp
@@ -109,6 +109,39 @@ def test_one_that_fails_is_told_of_and_does_not_stop_the_others():
 
     assert told == ["broken: no"]
     assert times == {"well": {"total": [1.0, 1.0, 1.0]}}
+
+
+def test_one_sets_the_pace():
+    """It runs between all others, and they are compared with what it took beside them."""
+    order: list[str] = []
+    speed = iter(range(1, 100))
+
+    def action(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"total": (10.0 if name == "b" else 1.0) * next(speed)}
+
+    times = interleave(
+        {name: (lambda n=name: action(n)) for name in "abp"},
+        rounds=2, budget_s=60, failed=refuse, pace="p",
+    )  # fmt: skip
+
+    assert "".join(order) == "papbpbpap"
+    assert times["p"]["total"] == [1, 3, 5, 7, 9]
+    assert paced_ratios(times, "total") == {"a": 1.0, "b": 10.0}
+
+
+def test_whoever_fails_the_others_have_their_times():
+    def fails() -> dict[str, float]:
+        raise RuntimeError("no")
+
+    def well() -> dict[str, float]:
+        return {"total": 1.0}
+
+    how = {"rounds": 2, "budget_s": 60, "failed": lambda *_: None, "pace": "p"}
+
+    assert interleave({"a": well, "p": fails}, **how) == {"a": {"total": [1.0, 1.0]}}
+    assert "total" in interleave({"a": fails, "p": well}, **how)["p"]
+    assert interleave({"p": well}, **how)["p"] == {"total": [1.0]}
 
 
 def test_median_extremes_and_ratios():
