@@ -19,6 +19,16 @@ from spectra.curvature.module_operator import ModuleHessian
 N = 10
 
 
+class Square(torch.autograd.Function):
+    """a², for a derivative to be written by hand."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor) -> Tensor:
+        """The value."""
+        ctx.save_for_backward(a)
+        return a.square()
+
+
 class Attention(nn.Module):
     """A transformer's layer, whose fused kernels could be differentiated only once."""
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from snapshots import contents
 from spectra import artifacts, checkpoint
 from spectra.artifacts import COLUMNS, Record, Store
 from spectra.errors import StorageError
@@ -42,10 +43,6 @@ def record(store: Store, *, label: str = "0.10000", digest: str = "d", **row: fl
     )  # fmt: skip
     store.commit(made)
     return made
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # ---------------------------------------------------------------------------------- the formats

@@ -11,26 +11,16 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
+from snapshots import contents
 from spectra import artifacts, failures, pipeline, report
 from spectra.artifacts import Store
 from spectra.errors import DivergedError, NotConvergedError, NumericalError, UsageError
 from spectra.failures import Failure
 from spectra.params import Params
-from spectra.pipeline import Swept
-from spectra.progress import Silent
-from spectra.tracking import FAILURE, KIND, MlflowTracker, NoTracker, Tracker
+from spectra.tracking import FAILURE, KIND, MlflowTracker
+from sweeps import sweep
 
 Tiny = Callable[..., Params]
-
-
-def sweep(params: Params, *, draw: bool = False, tracker: Tracker | None = None) -> Swept:
-    return pipeline.sweep(
-        params, replace=False, draw=draw, progress=Silent(), tracker=tracker or NoTracker()
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture

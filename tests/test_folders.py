@@ -12,24 +12,16 @@ from pathlib import Path
 import pytest
 
 from conftest import Command
+from snapshots import contents
 from spectra import pipeline, verify
 from spectra.artifacts import Store
 from spectra.errors import StorageError, UsageError
 from spectra.params import Params
 from spectra.progress import Silent
 from spectra.tracking import NoTracker
+from sweeps import sweep
 
 Tiny = Callable[..., Params]
-
-
-def sweep(params: Params, *, replace: bool = False) -> pipeline.Swept:
-    return pipeline.sweep(
-        params, replace=replace, draw=False, progress=Silent(), tracker=NoTracker()
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def train(params: Params, out: Path) -> object:

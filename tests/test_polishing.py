@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import oracles
+from snapshots import contents
 from spectra import data, pipeline, polishing
 from spectra.artifacts import Store
 from spectra.errors import ParameterError
@@ -46,10 +47,6 @@ def sweep(params: Params, progress: Silent | None = None) -> pipeline.Swept:
 def theta(folder: Path, name: str) -> Tensor:
     state = torch.load(folder / name, weights_only=True)
     return torch.cat([tensor.double().reshape(-1) for tensor in state.values()])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from conftest import Command, tiny_params
+from snapshots import contents
 from spectra import pipeline
 from spectra.progress import Silent
 from spectra.tracking import ENTRY, KIND, NoTracker
@@ -26,10 +27,6 @@ def undisturbed(root: Path, folder: Path, strengths: list[float]) -> dict[str, b
     )
     pipeline.sweep(params, replace=False, draw=False, progress=Silent(), tracker=NoTracker())
     return contents(folder)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def check_runs(database: Path, folder: Path, count: int) -> None:

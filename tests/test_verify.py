@@ -13,26 +13,19 @@ import pytest
 import torch
 
 from conftest import Command, tiny_params
-from spectra import artifacts, inspection, pipeline, verify
+from snapshots import contents
+from spectra import artifacts, inspection, verify
 from spectra.artifacts import Store
 from spectra.errors import UsageError
 from spectra.params import Params
 from spectra.progress import Silent
-from spectra.tracking import NoTracker
 from spectra.verify import Verified
+from sweeps import sweep
 
 Tiny = Callable[..., Params]
 KEY = "1-0.00200"
 WEIGHTS = artifacts.weights_name(KEY)
 VALUES, MANIFEST = artifacts.eigenvalues_name(KEY), artifacts.manifest_name(KEY)
-
-
-def sweep(params: Params) -> pipeline.Swept:
-    return pipeline.sweep(params, replace=False, draw=False, progress=Silent(), tracker=NoTracker())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def check(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from networks import Apply, N, columns, dense, operator, problem
+from networks import Apply, N, Square, columns, dense, operator, problem
 from spectra.errors import NonFiniteError, UsageError
 
 # -------------------------------------------------------------------------- parameters of the model
@@ -107,14 +107,8 @@ def test_the_operator_stays_that_of_its_weights():
 # ----------------------------------------------------------------------------------------- refusals
 
 
-class Once(torch.autograd.Function):
+class Once(Square):
     """a² with a derivative that forbids another, as kernels written by hand often have."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor) -> Tensor:
-        """The value."""
-        ctx.save_for_backward(a)
-        return a.square()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from networks import NETWORKS, Apply, N, columns, dense, operator, problem
+from networks import NETWORKS, Apply, N, Square, columns, dense, operator, problem
 from spectra.errors import UsageError
 
 
@@ -29,14 +29,8 @@ def test_a_block_is_its_single_products(network: str, gauss_newton: bool):
     assert hessian.products == 10
 
 
-class Loops(torch.autograd.Function):
+class Loops(Square):
     """a² with a derivative that vmap cannot take."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor) -> Tensor:
-        """The value."""
-        ctx.save_for_backward(a)
-        return a.square()
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, slope: Tensor) -> Tensor:  # type: ignore[override]

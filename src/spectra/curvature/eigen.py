@@ -129,7 +129,7 @@ def leading_eigenpairs(
         matvec, start_P, capacity=max(2 * k + 20, min(room, 1000)), generator=generator
     )
     floor = ROUND_OFF * torch.finfo(dtype).eps
-    looking, until, believed_K = False, 0, np.zeros(k)
+    until, believed_K = 0, np.zeros(k)  # of a look, once there is one
     excesses = [0.0] * _PACE
 
     while True:
@@ -146,25 +146,25 @@ def leading_eigenpairs(
         ritz = process.ritz()
         leading_K = np.argsort(-np.abs(ritz.values_J), kind="stable")[:k]
         found_K = np.abs(ritz.values_J[leading_K])
-        bounds_K = np.maximum(rtol * np.maximum(found_K, above), floor * found_K[0])
+        level_K = np.maximum(found_K, above)
+        bounds_K = np.maximum(rtol * level_K, floor * found_K[0])
         process.negligible = _NEGLIGIBLE * bounds_K[-1]
         if spent or nothing_else or process.complete:
             break
         excess = _excess(ritz, leading_K, bounds_K, rtol, above) if process.size > k else np.inf
         soon = excess**2 <= excesses[0]  # as much again and it is below 1
         excesses = [*excesses[1:], excess]
-        look = not looking and (soon or excess <= 1)
-        if looking and excess <= 1 and process.products >= until:
+        look = not until and (soon or excess <= 1)
+        if until and excess <= 1 and process.products >= until:
             # Copies are missing where they are in the set and have raised what follows them.
             shares_K = process.sought(ritz.coefficients_JJ[:, leading_K])
-            raised_K = np.maximum(found_K, above) > believed_K + bounds_K
+            raised_K = level_K > believed_K + bounds_K
             if not ((shares_K > _A_COPY).any() and raised_K.any()):
                 break
             look = True
         if look:
             # Those that wait come first: what lies along them is hidden from the fresh one.
-            looking, believed_K = True, np.maximum(found_K, above)
-            until = process.products + process.waiting + _SECOND_LOOK
+            believed_K, until = level_K, process.products + process.waiting + _SECOND_LOOK
         if process.full:
             process.restart(ritz, _kept(ritz, k, process.capacity))
         if look:
