@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ from spectra.errors import DivergedError
 from spectra.inputs import Inputs, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
+
+_PIECES = 36
+"""Tensors that one launch of PyTorch's fused Adam takes on a GPU."""
+_TOGETHER = 8
+"""Steps of a GPU's graph: the start of one costs as much as two of their kernels."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,8 @@ def train_stack(
                 stay = [i for i, member in enumerate(left) if not member.outcome]
                 left = [left[i] for i in stay]
                 descent = descent.only(stay)
+    if theta_MP.is_cuda:  # weights may be read in another stream from here on
+        torch.cuda.current_stream().synchronize()
     return [member.outcome or member.trained() for member in members]
 
 
@@ -216,8 +223,11 @@ class _Descent:
     around them take longer than the kernels. Where all members have one strength, the penalty is
     the kernels' `weight_decay`, which adds the same 2c θ without another pass over memory.
 
-    On a GPU a step is captured once as a graph and replayed: nothing is launched one by one and
-    the host is asked nothing until the epoch is over.
+    On a GPU some steps are captured once as a graph and replayed: nothing is launched one by one
+    and the host is asked nothing until the epoch is over. What only the optimiser waits for, such
+    as the gradients of a layer, is computed beside the signals that go on down. The optimiser is
+    given the parameters in pieces: it has one block of threads for each 65,536 entries of a
+    tensor, two for a whole small network.
     """
 
     def __init__(
@@ -242,13 +252,20 @@ class _Descent:
         parts = list(mlp.split(self._gradient_MP).values())
         self._gradients = list(zip(parts[0::2], parts[1::2], strict=True))
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch_MB = torch.empty(0)
+        self._batches_MB = torch.empty(0)
+        on_gpu = theta_MP.is_cuda
+        self._aside = runtime.Aside(theta_MP.device)
+        self._pieces = [
+            tensor.view(-1).split(_piece(tensor) if on_gpu else tensor.numel())
+            for tensor in (self.theta_MP, self._gradient_MP, *self._moments)
+        ]
 
     def only(self, stay: Sequence[int]) -> _Descent:
         """The same, of some members only."""
         penalties = [self._penalties[i] for i in stay]
         rest = _Descent(self._mlp, self.theta_MP[stay], self._data, penalties, self._how)
-        rest._moments = [moment_MP[stay] for moment_MP in self._moments]
+        for held_MP, moment_MP in zip(rest._moments, self._moments, strict=True):
+            held_MP.copy_(moment_MP[stay])
         rest._steps = self._steps
         return rest
 
@@ -256,50 +273,56 @@ class _Descent:
     def one_pass(self, orders: Sequence[Tensor]) -> None:
         """A step for every batch of each member's order of the examples."""
         orders_MN = torch.stack(list(orders)).to(self.theta_MP.device)
-        for batch_MB in orders_MN.split(self._how.batch_size, dim=1):
-            if batch_MB.is_cuda and batch_MB.shape[1] == self._how.batch_size:
-                self._replay(batch_MB)
+        together = _TOGETHER * self._how.batch_size
+        for batches_MB in orders_MN.split(together, dim=1):
+            if batches_MB.is_cuda and batches_MB.shape[1] == together:
+                self._replay(batches_MB)
             else:
-                self._step(batch_MB)
+                self._steps_of(batches_MB)
 
-    def _replay(self, batch_MB: Tensor) -> None:
+    def _steps_of(self, batches_MB: Tensor) -> None:
+        for batch_MB in batches_MB.split(self._how.batch_size, dim=1):
+            self._step(batch_MB)
+
+    def _replay(self, batches_MB: Tensor) -> None:
         if self._graph is None:
-            self._batch_MB = batch_MB.clone()
+            self._batches_MB = batches_MB.clone()
             held = [self.theta_MP, self._steps, *self._moments]
             before = [tensor.clone() for tensor in held]
-            side = torch.cuda.Stream()
+            side = runtime.urgent_stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # libraries allocate at their first call
-                self._step(self._batch_MB)
+                self._steps_of(self._batches_MB)
             torch.cuda.current_stream().wait_stream(side)
             for tensor, value in zip(held, before, strict=True):
                 tensor.copy_(value)
             self._graph = torch.cuda.CUDAGraph()
             # Others may use the GPU meanwhile: only this thread is held to what a graph allows.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._step(self._batch_MB)
-        self._batch_MB.copy_(batch_MB)
+            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
+                self._steps_of(self._batches_MB)
+        self._batches_MB.copy_(batches_MB)
         self._graph.replay()
 
     def _step(self, batch_MB: Tensor) -> None:
         """A step of the optimiser on L_eff of one batch a member."""
-        self._differentiate(batch_MB)
         how, decay = self._how, self._shift
+        if how.optimizer == "adam":
+            self._aside.do(partial(self._steps.add_, 1))
+        self._differentiate(batch_MB)
         if decay is None:
             self._gradient_MP.addcmul_(self.theta_MP, self._shift_M1)
         if self._reference_P is not None:
             self._gradient_MP.addcmul_(self._reference_P, self._shift_M1, value=-1)
+        theta, gradient, first, second = self._pieces
         if how.optimizer == "adam":
-            self._steps += 1
             torch._fused_adam_(
-                [self.theta_MP], [self._gradient_MP], [self._moments[0]], [self._moments[1]], [],
-                [self._steps], lr=how.lr, beta1=0.9, beta2=0.999, weight_decay=decay or 0.0,
-                eps=1e-8, amsgrad=False, maximize=False,
+                theta, gradient, first, second, [], [self._steps] * len(theta),
+                lr=how.lr, beta1=0.9, beta2=0.999, weight_decay=decay or 0.0, eps=1e-8,
+                amsgrad=False, maximize=False,
             )  # fmt: skip
         else:
-            moments = [self._moments[0]] if how.momentum else []
             torch._fused_sgd_(
-                [self.theta_MP], [self._gradient_MP], moments,
+                theta, gradient, first if how.momentum else [],
                 weight_decay=decay or 0.0, momentum=how.momentum, lr=how.lr, dampening=0.0,
                 nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
@@ -307,15 +330,33 @@ class _Descent:
     def _differentiate(self, batch_MB: Tensor) -> None:
         """Write the gradients of the mean cross-entropy of one batch a member."""
         layers, flat = self._layers, batch_MB.reshape(-1)
+        onehot_nC = self._aside.do(partial(self._onehot_NC.index_select, 0, flat))
         x_MBD = self._data.inputs_ND.index_select(0, flat).view(*batch_MB.shape, -1)
-        onehot_MBC = self._onehot_NC.index_select(0, flat).view(*batch_MB.shape, -1)
+        onehot_MBC = onehot_nC.view(*batch_MB.shape, -1)
         forward = layers.forward(torch.baddbmm(layers.rows[0], x_MBD, layers.transposed[0]))
         below = [x_MBD, *forward.hidden]
+        self._aside.join()
         delta_MBC = layers.loss_signal(forward.scores_MCN, onehot_MBC, batch_MB.shape[1])
         for layer, delta_MBH, _ in layers.signals(forward, delta_MBC):
-            weight, bias = self._gradients[layer]
-            torch.bmm(delta_MBH.mT, below[layer], out=weight)
-            torch.sum(delta_MBH, 1, out=bias)
+            of_layer = partial(self._gradients_of, layer, delta_MBH, below[layer])
+            if layer:
+                self._aside.do(of_layer)
+            else:
+                of_layer()
+        self._aside.join()
+
+    def _gradients_of(self, layer: int, delta_MBH: Tensor, below_MBI: Tensor) -> None:
+        weight, bias = self._gradients[layer]
+        torch.bmm(delta_MBH.mT, below_MBI, out=weight)
+        torch.sum(delta_MBH, 1, out=bias)
+
+
+def _piece(tensor: Tensor) -> int:
+    """Entries of a piece such that as many go to the optimiser as one launch of its kernel takes.
+
+    They begin at multiples of four, which vectors of floats are read at.
+    """
+    return max(4, -(-tensor.numel() // (4 * _PIECES)) * 4)
 
 
 def _measure(

@@ -24,6 +24,8 @@ STACKS = {"cpu": 1, "cuda": 64}
 """Networks trained together by default. On a GPU, where a step is all launches, a stack of 64 takes
 three times as long as one network. On a CPU one of 4 saves a sixth of the training, a small part
 of a strength, and binds its members to one another: that is left to who asks for it."""
+GPU_WORKERS = 2
+"""Spectra computed at a time on a GPU: half of one's time is spent by the host."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Workbench:
         """Spectra computed at a time beside the training; none where libraries bring threads."""
         if not self.alone:
             return 0
-        return self.params.runtime.threads if self.machine.device.type == "cpu" else 1
+        return self.params.runtime.threads if self.machine.device.type == "cpu" else GPU_WORKERS
 
     def penalty(self, l2: float) -> L2Penalty:
         """The penalty at a strength, in the convention and around the point asked for."""
