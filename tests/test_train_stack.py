@@ -97,13 +97,15 @@ STRENGTHS = {"strengths": [0.0, 0.004, 0.3], "replicates": [0.004] * 3, "one": [
 
 
 @devices
+@pytest.mark.parametrize("batch_size", [16, 4])
 @pytest.mark.parametrize("referenced", [False, True])
 @pytest.mark.parametrize("kind", STRENGTHS)
 @optimisers
 def test_members_of_a_stack_come_out_as_they_would_alone(
-    how: Optimisation, kind: str, referenced: bool, device: str
+    how: Optimisation, kind: str, referenced: bool, batch_size: int, device: str
 ):
-    """Batches of 16, 16, 16 and the ragged 2, each member in its own order."""
+    """Each in its own order, the last batch a ragged 2; a GPU does eight of 4 as one graph."""
+    how = replace(how, batch_size=batch_size)
     origin_P = MLP.initial(draw(8), torch.float64) if referenced else None
     members = Members.of(STRENGTHS[kind], origin_P=origin_P)
 

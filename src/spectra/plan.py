@@ -24,7 +24,7 @@ T = TypeVar("T")
 # Files whose text decides numbers. A change to any makes earlier results another code's.
 _NUMERICS = (
     "activations.py", "backprop.py", "inputs.py", "mlp.py", "narrow.py", "objective.py",
-    "runtime.py", "train.py", "curvature/arpack.py", "curvature/certificate.py",
+    "runtime.py", "streams.py", "train.py", "curvature/arpack.py", "curvature/certificate.py",
     "curvature/claim.py", "curvature/differences.py", "curvature/eigen.py",
     "curvature/equal_units.py", "curvature/examination.py", "curvature/intervals.py",
     "curvature/lanczos.py", "curvature/mlp_operator.py", "curvature/noise.py",

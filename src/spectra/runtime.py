@@ -13,17 +13,14 @@ from __future__ import annotations
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from spectra.errors import ParameterError
-
-T = TypeVar("T")
 
 _PURPOSES = {"weights": 0, "batches": 1, "lanczos": 2, "certificate": 3, "polish": 4}
 
@@ -82,41 +79,6 @@ def prepare_thread(machine: Runtime) -> None:
     alone()
     if machine.device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
-
-
-def urgent_stream() -> torch.cuda.Stream:
-    """A stream of a GPU whose small operations go before what others have waiting."""
-    return torch.cuda.Stream(priority=-1)
-
-
-class Aside:
-    """A stream of a GPU beside the current one, for work whose results are needed later.
-
-    On a CPU there is none, and work is done when it is given.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = urgent_stream() if device.type == "cuda" else None
-        self._given: list[object] = []
-
-    def do(self, work: Callable[[], T]) -> T:
-        """Do some work beside what follows, and keep what it holds until `join`.
-
-        Memory that it let go of before would be given to what follows, while it still reads it.
-        """
-        if self._stream is None:
-            return work()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            result = work()
-        self._given += [work, result]
-        return result
-
-    def join(self) -> None:
-        """Let what follows wait for all that was given."""
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-            self._given.clear()
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from spectra.errors import DivergedError
 from spectra.inputs import Inputs, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
+from spectra.streams import Aside, Graph
 
 _PIECES = 36
 """Tensors that one launch of PyTorch's fused Adam takes on a GPU."""
@@ -251,12 +252,11 @@ class _Descent:
         self._onehot_NC = self._layers.onehot(data.labels_N)
         parts = list(mlp.split(self._gradient_MP).values())
         self._gradients = list(zip(parts[0::2], parts[1::2], strict=True))
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Graph[None] | None = None
         self._batches_MB = torch.empty(0)
-        on_gpu = theta_MP.is_cuda
-        self._aside = runtime.Aside(theta_MP.device)
+        self._aside = Aside(theta_MP.device)
         self._pieces = [
-            tensor.view(-1).split(_piece(tensor) if on_gpu else tensor.numel())
+            tensor.view(-1).split(_piece(tensor))
             for tensor in (self.theta_MP, self._gradient_MP, *self._moments)
         ]
 
@@ -287,19 +287,10 @@ class _Descent:
     def _replay(self, batches_MB: Tensor) -> None:
         if self._graph is None:
             self._batches_MB = batches_MB.clone()
-            held = [self.theta_MP, self._steps, *self._moments]
-            before = [tensor.clone() for tensor in held]
-            side = runtime.urgent_stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries allocate at their first call
-                self._steps_of(self._batches_MB)
-            torch.cuda.current_stream().wait_stream(side)
-            for tensor, value in zip(held, before, strict=True):
-                tensor.copy_(value)
-            self._graph = torch.cuda.CUDAGraph()
-            # Others may use the GPU meanwhile: only this thread is held to what a graph allows.
-            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-                self._steps_of(self._batches_MB)
+            self._graph = Graph(
+                partial(self._steps_of, self._batches_MB), urgent=True,
+                unchanged=[self.theta_MP, self._steps, *self._moments],
+            )  # fmt: skip
         self._batches_MB.copy_(batches_MB)
         self._graph.replay()
 
@@ -352,11 +343,13 @@ class _Descent:
 
 
 def _piece(tensor: Tensor) -> int:
-    """Entries of a piece such that as many go to the optimiser as one launch of its kernel takes.
+    """Entries of a piece: all on a CPU, on a GPU as many as one launch of the kernel can share out.
 
-    They begin at multiples of four, which vectors of floats are read at.
+    There they begin at multiples of four, where a thread can read four floats at once.
     """
-    return max(4, -(-tensor.numel() // (4 * _PIECES)) * 4)
+    if not tensor.is_cuda:
+        return tensor.numel()
+    return 4 * math.ceil(tensor.numel() / (4 * _PIECES))
 
 
 def _measure(

@@ -60,6 +60,21 @@ def test_products_equal_the_dense_hessian(widths: tuple[int, ...], activation: s
     torch.testing.assert_close(hessian.gradient_P, expected_P, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_products_replayed_on_a_gpu_equal_those_on_a_cpu():
+    """One after the other: none holds anything of the last, and results are not overwritten."""
+    theta_P, x, y = problem((6, 4, 5, 3), 11, sparse=True)
+    mlp = Mlp((6, 4, 5, 3))
+    v_BP = torch.randn(4, mlp.dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    replayed = MlpHessian(mlp, theta_P.cuda(), x.cuda(), y.cuda(), chunk=4)
+    actual_BP = torch.stack([replayed(v_P.cuda()) for v_P in v_BP]).cpu()
+
+    assert replayed.products == 4
+    expected_BP = MlpHessian(mlp, theta_P, x, y).block(v_BP)
+    torch.testing.assert_close(actual_BP, expected_BP, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gauss_newton_equals_its_definition(activation: str):
     """And is positive semi-definite, which the Hessian here is not."""

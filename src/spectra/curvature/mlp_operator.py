@@ -12,7 +12,9 @@ Everything that does not depend on v (h, φ', φ''∘e, δ, p) is computed once 
 product costs two products with the data matrix and six with each hidden matrix, over chunks of
 examples that stay in cache. Each thread takes its own share of the chunks from end to end and
 the shares are added in their order: threads that met at the end of every small operation would
-stand still whenever another program took one core for a moment.
+stand still whenever another program took one core for a moment. On a GPU all chunks are one share,
+captured once as a graph: the host takes longer to launch the operations of a product one by one
+than the GPU to do them.
 
 Leaving out the terms with δ (the curvature of the network, not of the loss) gives the
 Gauss-Newton matrix, which is positive semi-definite and here equal to the Fisher matrix.
@@ -42,6 +44,7 @@ from spectra.curvature.operator import check_finite
 from spectra.inputs import Chunk, Inputs, Table, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
+from spectra.streams import Graph
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class MlpHessian:
         self.chunks = self._prepare(theta_P.detach(), inputs, inputs.split(labels_N))
         size = -(-len(self.chunks) // threads)
         self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
+        self._graph: Graph[Tensor] | None = None
+        self._given_BP = theta_P[:0]
         self._pool: ThreadPoolExecutor | None = None
         if theta_P.device.type == "cpu" and not here:
             self._pool = own_threads(len(self._shares))
@@ -124,7 +129,14 @@ class MlpHessian:
 
     def __call__(self, v_P: Tensor) -> Tensor:
         """The product Hv, of v's shape (P,)."""
-        return self.block(v_P[None])[0]
+        if not v_P.is_cuda:
+            return self.block(v_P[None])[0]
+        self.products += 1
+        if self._graph is None:
+            self._given_BP = v_P[None].clone()
+            self._graph = Graph(partial(self._share, self._given_BP, self.chunks))
+        self._given_BP[0] = v_P
+        return self._graph.replay()[0].clone()
 
     def block(self, v_BP: Tensor) -> Tensor:
         """The products of B vectors (B, P), chunk by chunk: what is cached is read once."""

@@ -1,0 +1,89 @@
+"""What a GPU does at once and in which order: streams, and graphs of many small operations.
+
+The networks here are small: the GPU takes a few microseconds for most of their operations, the host
+more to launch one. So what is done over and over is captured as a graph, what need not be waited
+for goes into a second stream, and training goes before what others have waiting.
+
+On a CPU there are no streams, and everything happens in its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def urgent_stream() -> torch.cuda.Stream:
+    """A stream of a GPU whose small operations go before what others have waiting."""
+    return torch.cuda.Stream(priority=-1)
+
+
+class Graph(Generic[T]):
+    """Work on a GPU that is captured once and then replayed, nothing being launched one by one.
+
+    It reads and writes the same memory every time and asks the host nothing meanwhile.
+
+    Args:
+        work: What is done, first of all once as it is: libraries set themselves up then.
+        urgent: Whether it goes before what others have waiting.
+        unchanged: Tensors that have the same values afterwards as before.
+
+    Attributes:
+        result: What the work returned, written anew by every replay.
+    """
+
+    def __init__(
+        self, work: Callable[[], T], *, urgent: bool = False, unchanged: Sequence[torch.Tensor] = ()
+    ) -> None:
+        before = [tensor.clone() for tensor in unchanged]
+        current = torch.cuda.current_stream()
+        stream = urgent_stream() if urgent else torch.cuda.Stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            work()
+        current.wait_stream(stream)
+        for tensor, value in zip(unchanged, before, strict=True):
+            tensor.copy_(value)
+        self._graph = torch.cuda.CUDAGraph()
+        # Others may use the GPU meanwhile: only this thread is held to what a graph allows.
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            self.result = work()
+
+    def replay(self) -> T:
+        """Do it again, in the current stream."""
+        self._graph.replay()
+        return self.result
+
+
+class Aside:
+    """A stream of a GPU beside the current one, for work whose results are needed later.
+
+    On a CPU there is none, and work is done when it is given.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = urgent_stream() if device.type == "cuda" else None
+        self._given: list[object] = []
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Do some work beside what follows, and keep what it holds until `join`.
+
+        Memory that it let go of before would be given to what follows, while it still reads it.
+        """
+        if self._stream is None:
+            return work()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = work()
+        self._given += [work, result]
+        return result
+
+    def join(self) -> None:
+        """Let what follows wait for all that was given."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._given.clear()

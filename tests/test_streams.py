@@ -1,0 +1,48 @@
+"""Work beside other work, and work replayed, is the work itself."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from spectra.streams import Aside, Graph
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_work_given_aside_is_done_at_once_on_a_cpu():
+    done: list[int] = []
+    aside = Aside(torch.device("cpu"))
+
+    assert aside.do(lambda: done.append(1) or 7) == 7
+    assert done == [1]
+    aside.join()
+    assert done == [1]
+
+
+@needs_gpu
+def test_work_given_aside_is_there_after_joining():
+    """And its memory is not used anew before, though nobody holds what it read."""
+    aside = Aside(torch.device("cuda"))
+    ones = torch.ones(1 << 22, device="cuda")
+
+    sums = [aside.do(partial(torch.sum, ones * i)) for i in range(8)]
+    aside.join()
+
+    assert [float(total) for total in sums] == [float(i << 22) for i in range(8)]
+
+
+@needs_gpu
+def test_a_replayed_graph_reads_what_is_in_memory_then():
+    """What it changes is as before once it is captured."""
+    given = torch.ones(3, device="cuda")
+    total = torch.zeros(3, device="cuda")
+
+    graph = Graph(lambda: total.add_(given), unchanged=[total])
+
+    assert total.tolist() == [0, 0, 0]
+    graph.replay()
+    given.fill_(5)
+    assert graph.replay().tolist() == [6, 6, 6]
