@@ -21,9 +21,9 @@ from spectra.params import Params
 from spectra.train import Examples, Optimisation
 
 STACKS = {"cpu": 1, "cuda": 64}
-"""Networks trained together by default. On a GPU, which one network does not fill, a stack of 64 takes
-six times as long as one. On a CPU one of 4 saves a sixth of the training, a small part
-of a strength, and binds its members to one another: that is left to who asks for it."""
+"""Networks trained together by default. On a GPU, which one network does not fill, a stack of 64
+takes six times as long as one. On a CPU one of 4 saves a sixth of the training, a small part of a
+strength, and binds its members to one another: that is left to who asks for it."""
 GPU_WORKERS = 2
 """Spectra computed at a time on a GPU: half of one's time is spent by the host."""
 
