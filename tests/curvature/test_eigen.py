@@ -437,6 +437,23 @@ def test_an_end_need_not_be_better_than_what_is_asked_for():
     assert strict.largest == loose.largest
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ends_meet_the_share_of_the_tolerance_that_is_asked_for(seed: int):
+    """The lower end of a crowd, small beside the pairs wanted and taken by no gap."""
+    matrix_PP = oracles.planted(cat([[10, 8, 7, 6], bulk(596, -0.5, 1.0)]))
+
+    loose, tight = (
+        leading_eigenpairs(
+            matrix_PP.mv, dim=600, k=4, rtol=1e-2, max_products=1000, ends=share,
+            generator=torch.Generator().manual_seed(seed), dtype=torch.float64,
+        ).smallest
+        for share in (1.0, 0.1)
+    )  # fmt: skip
+
+    assert tight.residual <= 0.1 * 1e-2 * 6 < loose.residual
+    assert abs(tight.value + 0.5) < abs(loose.value + 0.5) / 3
+
+
 def test_signs_follow_the_largest_entry():
     """A vector and its negative are certified as the same."""
     matrix_PP = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))

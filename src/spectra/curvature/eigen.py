@@ -103,6 +103,7 @@ def leading_eigenpairs(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     above: float = 0.0,
+    ends: float = 1.0,
 ) -> EigenPairs:
     """The `k` eigenpairs of largest magnitude of a symmetric operator, by Lanczos.
 
@@ -117,6 +118,8 @@ def leading_eigenpairs(
         device: Of the vectors that the operator takes; the CPU unless given.
         above: Magnitude below which pairs are not wanted and need not converge, though they
             are returned and say so.
+        ends: Share of the tolerance that the smallest and the largest algebraic eigenvalue must
+            meet for the search to end.
 
     Raises:
         ValueError: `k` is not in 1..dim−1.
@@ -151,7 +154,9 @@ def leading_eigenpairs(
         process.negligible = _NEGLIGIBLE * bounds_K[-1]
         if spent or nothing_else or process.complete:
             break
-        excess = _excess(ritz, leading_K, bounds_K, rtol, above) if process.size > k else np.inf
+        excess = np.inf
+        if process.size > k:
+            excess = _excess(ritz, leading_K, bounds_K, rtol, above, ends)
         soon = excess**2 <= excesses[0]  # as much again and it is below 1
         excesses = [*excesses[1:], excess]
         look = not until and (soon or excess <= 1)
@@ -239,14 +244,19 @@ def certified(
 
 
 def _excess(
-    ritz: Ritz, leading_K: NDArray[np.intp], bounds_K: Floats, rtol: float, above: float
+    ritz: Ritz,
+    leading_K: NDArray[np.intp],
+    bounds_K: Floats,
+    rtol: float,
+    above: float,
+    ends: float,
 ) -> float:
     """The largest residual of the pairs wanted and of both ends, as a multiple of its bound."""
     residuals_K = ritz.residuals_J[leading_K]
     wanted_K = np.abs(ritz.values_J[leading_K]) + residuals_K >= above
-    ends = [0, -1]
-    ends_bounds = np.maximum(bounds_K[-1], rtol * np.abs(ritz.values_J[ends]))
-    residuals = np.append(residuals_K[wanted_K], ritz.residuals_J[ends])
+    two = [0, -1]
+    ends_bounds = ends * np.maximum(bounds_K[-1], rtol * np.abs(ritz.values_J[two]))
+    residuals = np.append(residuals_K[wanted_K], ritz.residuals_J[two])
     bounds = np.append(bounds_K[wanted_K], ends_bounds)
     return float((residuals / np.maximum(bounds, np.finfo(float).tiny)).max())
 

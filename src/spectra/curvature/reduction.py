@@ -110,7 +110,7 @@ def reduced_eigenpairs(
 
     few = min(k, len(scale_p) - 1)
     pairs = leading_eigenpairs(
-        counted(symmetric), dim=len(scale_p), k=few, rtol=rtol, above=above, **how
+        counted(symmetric), dim=len(scale_p), k=few, rtol=rtol, above=above, ends=_TIGHTER, **how
     )
     vectors_Kp = torch.from_numpy(pairs.vectors_KP).to(scale_p.device)
     for i, value in enumerate(pairs.values_K.tolist()):
