@@ -45,7 +45,9 @@ WORTHWHILE = 0.5
 _OUTLYING = 3.0
 """Multiples of |λ_K| above which pairs are put to the whole Hessian apart from the rest."""
 _TIGHTER = 0.1
-"""The differences are solved to this share of the tolerance: they are cheap, and mixed by class."""
+"""Share of the tolerance to which differences are solved, which are cheap and mixed by class, and
+both ends of the quotient's spectrum: pairs wanted are few there, and an end that crowds could be
+beyond one of the differences' that has long converged."""
 
 
 @dataclass(frozen=True)
