@@ -320,10 +320,9 @@ class _Descent:
 
     def _differentiate(self, batch_MB: Tensor) -> None:
         """Write the gradients of the mean cross-entropy of one batch a member."""
-        layers, flat = self._layers, batch_MB.reshape(-1)
-        onehot_nC = self._aside.do(partial(self._onehot_NC.index_select, 0, flat))
-        x_MBD = self._data.inputs_ND.index_select(0, flat).view(*batch_MB.shape, -1)
-        onehot_MBC = onehot_nC.view(*batch_MB.shape, -1)
+        layers = self._layers
+        onehot_MBC = self._aside.do(partial(torch.embedding, self._onehot_NC, batch_MB))
+        x_MBD = torch.embedding(self._data.inputs_ND, batch_MB)
         forward = layers.forward(torch.baddbmm(layers.rows[0], x_MBD, layers.transposed[0]))
         below = [x_MBD, *forward.hidden]
         self._aside.join()
