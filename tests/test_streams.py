@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 
-from spectra.streams import Aside, Graph
+from spectra.streams import Aside, Graph, may_capture
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -20,6 +21,12 @@ def test_work_given_aside_is_done_at_once_on_a_cpu():
     assert done == [1]
     aside.join()
     assert done == [1]
+
+
+def test_graphs_are_made_by_the_main_thread_alone():
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(may_capture).result()
+    assert may_capture()
 
 
 @needs_gpu

@@ -9,6 +9,7 @@ On a CPU there are no streams, and everything happens in its turn.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -22,10 +23,20 @@ def urgent_stream() -> torch.cuda.Stream:
     return torch.cuda.Stream(priority=-1)
 
 
+def may_capture() -> bool:
+    """Whether this thread is to make graphs: the main one only.
+
+    To begin a capture is to wait for the whole GPU, and nobody may do that while another is under
+    way. Threads that compute beside the training launch their operations one by one.
+    """
+    return threading.current_thread() is threading.main_thread()
+
+
 class Graph(Generic[T]):
     """Work on a GPU that is captured once and then replayed, nothing being launched one by one.
 
-    It reads and writes the same memory every time and asks the host nothing meanwhile.
+    It reads and writes the same memory every time and asks the host nothing meanwhile. See
+    `may_capture`.
 
     Args:
         work: What is done, first of all once as it is: libraries set themselves up then.

@@ -12,9 +12,9 @@ Everything that does not depend on v (h, φ', φ''∘e, δ, p) is computed once 
 product costs two products with the data matrix and six with each hidden matrix, over chunks of
 examples that stay in cache. Each thread takes its own share of the chunks from end to end and
 the shares are added in their order: threads that met at the end of every small operation would
-stand still whenever another program took one core for a moment. On a GPU all chunks are one share,
-captured once as a graph: the host takes longer to launch the operations of a product one by one
-than the GPU to do them.
+stand still whenever another program took one core for a moment. On a GPU all chunks are captured as
+one graph where that holds nobody up: the host takes longer to launch the operations of a product
+one by one than the GPU to do them.
 
 Leaving out the terms with δ (the curvature of the network, not of the loss) gives the
 Gauss-Newton matrix, which is positive semi-definite and here equal to the Fisher matrix.
@@ -44,7 +44,7 @@ from spectra.curvature.operator import check_finite
 from spectra.inputs import Chunk, Inputs, Table, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
-from spectra.streams import Graph
+from spectra.streams import Graph, may_capture
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class MlpHessian:
 
     def __call__(self, v_P: Tensor) -> Tensor:
         """The product Hv, of v's shape (P,)."""
-        if not v_P.is_cuda:
+        if not (v_P.is_cuda and may_capture()):
             return self.block(v_P[None])[0]
         self.products += 1
         if self._graph is None:
