@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ def urgent_stream() -> torch.cuda.Stream:
 
 
 def may_capture() -> bool:
-    """Whether this thread is to make graphs: the main one only.
+    """Whether this thread may make a graph beside what others compute: the main one, which trains.
 
     To begin a capture is to wait for the whole GPU, and nobody may do that while another is under
     way. Threads that compute beside the training launch their operations one by one.
@@ -33,41 +34,47 @@ def may_capture() -> bool:
 
 
 class Graph(Generic[T]):
-    """Work on a GPU that is captured once and then replayed, nothing being launched one by one.
+    """A function of a tensor on a GPU, captured once and replayed: nothing is launched one by one.
 
     It reads and writes the same memory every time and asks the host nothing meanwhile. See
     `may_capture`.
 
     Args:
-        work: What is done, first of all once as it is: libraries set themselves up then.
+        work: The function, of which only what it did is kept. First of all it is called once as
+            it is, for libraries set themselves up in their first call.
+        given: What it is called with while it is captured; all that follow are of its shape.
         urgent: Whether it goes before what others have waiting.
         unchanged: Tensors that have the same values afterwards as before.
-
-    Attributes:
-        result: What the work returned, written anew by every replay.
     """
 
     def __init__(
-        self, work: Callable[[], T], *, urgent: bool = False, unchanged: Sequence[torch.Tensor] = ()
+        self,
+        work: Callable[[Tensor], T],
+        given: Tensor,
+        *,
+        urgent: bool = False,
+        unchanged: Sequence[Tensor] = (),
     ) -> None:
+        self._given = given.clone()
         before = [tensor.clone() for tensor in unchanged]
         current = torch.cuda.current_stream()
         stream = urgent_stream() if urgent else torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            work()
+            work(self._given)
         current.wait_stream(stream)
         for tensor, value in zip(unchanged, before, strict=True):
             tensor.copy_(value)
         self._graph = torch.cuda.CUDAGraph()
         # Others may use the GPU meanwhile: only this thread is held to what a graph allows.
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self.result = work()
+            self._result = work(self._given)
 
-    def replay(self) -> T:
-        """Do it again, in the current stream."""
+    def replay(self, given: Tensor) -> T:
+        """The function of another tensor, in the current stream; the next call writes it anew."""
+        self._given.copy_(given)
         self._graph.replay()
-        return self.result
+        return self._result
 
 
 class Aside:

@@ -253,7 +253,6 @@ class _Descent:
         parts = list(mlp.split(self._gradient_MP).values())
         self._gradients = list(zip(parts[0::2], parts[1::2], strict=True))
         self._graph: Graph[None] | None = None
-        self._batches_MB = torch.empty(0)
         self._aside = Aside(theta_MP.device)
         self._pieces = [
             tensor.view(-1).split(_piece(tensor))
@@ -286,13 +285,11 @@ class _Descent:
 
     def _replay(self, batches_MB: Tensor) -> None:
         if self._graph is None:
-            self._batches_MB = batches_MB.clone()
             self._graph = Graph(
-                partial(self._steps_of, self._batches_MB), urgent=True,
+                self._steps_of, batches_MB, urgent=True,
                 unchanged=[self.theta_MP, self._steps, *self._moments],
             )  # fmt: skip
-        self._batches_MB.copy_(batches_MB)
-        self._graph.replay()
+        self._graph.replay(batches_MB)
 
     def _step(self, batch_MB: Tensor) -> None:
         """A step of the optimiser on L_eff of one batch a member."""

@@ -121,7 +121,6 @@ class MlpHessian:
         size = -(-len(self.chunks) // threads)
         self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
         self._graph: Graph[Tensor] | None = None
-        self._given_BP = theta_P[:0]
         self._pool: ThreadPoolExecutor | None = None
         if theta_P.device.type == "cpu" and not here:
             self._pool = own_threads(len(self._shares))
@@ -133,10 +132,8 @@ class MlpHessian:
             return self.block(v_P[None])[0]
         self.products += 1
         if self._graph is None:
-            self._given_BP = v_P[None].clone()
-            self._graph = Graph(partial(self._share, self._given_BP, self.chunks))
-        self._given_BP[0] = v_P
-        return self._graph.replay()[0].clone()
+            self._graph = Graph(partial(self._share, chunks=self.chunks), v_P[None])
+        return self._graph.replay(v_P[None])[0].clone()
 
     def block(self, v_BP: Tensor) -> Tensor:
         """The products of B vectors (B, P), chunk by chunk: what is cached is read once."""
