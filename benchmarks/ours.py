@@ -26,11 +26,12 @@ from benchmarks.workload import BATCH, HIDDEN, LR, MEAN, STD, Problem
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian
 from spectra.curvature.spectrum import merged, spectrum
+from spectra.descent import Optimisation
 from spectra.errors import DivergedError
 from spectra.inputs import inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
-from spectra.train import Examples, Optimisation, evaluate, train, train_stack
+from spectra.train import Examples, evaluate, train, train_stack
 
 _MAX_PRODUCTS = 5000
 _CHUNK = 4000

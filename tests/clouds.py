@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from spectra.descent import Optimisation
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
-from spectra.train import Examples, Optimisation, Trained, train
+from spectra.train import Examples, Trained, train
 
 WIDTHS = (6, 5, 4, 3)
 MLP = Mlp(WIDTHS)
@@ -26,7 +27,15 @@ def examples(count: int, seed: int, dtype: torch.dtype = torch.float64) -> Examp
     return Examples(x, labels_N)
 
 
+def mostly_background(data: Examples, share: float = 0.8) -> Examples:
+    """The same with most inputs of most examples at one value, as in pictures of digits."""
+    x = data.inputs_ND.clone()
+    x[torch.rand(x.shape, generator=draw(5)) < share] = x.min() - 0.3
+    return Examples(x, data.labels_N)
+
+
 DATA, TEST = examples(50, 1), examples(30, 2)
+SPARSE = mostly_background(DATA)
 START = 2 * MLP.initial(draw(3), torch.float64)
 
 

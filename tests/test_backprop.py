@@ -43,10 +43,10 @@ def gradients(layers: Layers, x_MND: Tensor, labels_MN: Tensor, examples: int) -
     below = [x_MND, *forward.hidden]
     parts: list[Tensor] = []
     for signal in layers.signals(
-        forward, layers.loss_signal(forward.scores_MCN, layers.onehot(labels_MN), examples)
+        forward, layers.loss_signal(forward.scores_CN, layers.onehot(labels_MN), examples)
     ):
-        weight = torch.einsum("mno,mni->moi", signal.delta_MNH, below[signal.layer])
-        parts = [weight.flatten(1), signal.delta_MNH.sum(1), *parts]
+        weight = torch.einsum("mno,mni->moi", signal.delta_NH, below[signal.layer])
+        parts = [weight.flatten(1), signal.delta_NH.sum(1), *parts]
     return torch.cat(parts, dim=1)
 
 
@@ -85,7 +85,7 @@ def test_scores_are_those_of_the_network_written_out(widths: tuple[int, ...]):
 
     for m in range(3):
         expected_NC = oracles.logits(widths, "gelu", theta_MP[m], x_MND[m])
-        torch.testing.assert_close(forward.scores_MCN[m].T, expected_NC, **EXACT)
+        torch.testing.assert_close(forward.scores_CN[m].T, expected_NC, **EXACT)
     assert [tuple(a.shape) for a in forward.pre] == [(3, 11, width) for width in widths[1:-1]]
     for a, h in zip(forward.pre, forward.hidden, strict=True):
         torch.testing.assert_close(h, oracles.FORMULAS["gelu"](a), **EXACT)
@@ -125,12 +125,12 @@ def test_arguments_are_left_alone(widths: tuple[int, ...]):
     layers = Layers(Mlp(widths, "relu"), theta_MP)
     first = torch.einsum("mnd,mhd->mnh", x_MND, layers.weights[0]) + layers.biases[0][:, None]
     forward = layers.forward(first)
-    delta_MNC = layers.loss_signal(forward.scores_MCN, layers.onehot(labels_MN), 11)
+    delta_MNC = layers.loss_signal(forward.scores_CN, layers.onehot(labels_MN), 11)
     held = [theta_MP, labels_MN, first, delta_MNC, *forward.pre, *forward.hidden]
-    held.append(forward.scores_MCN)
+    held.append(forward.scores_CN)
     copies = [tensor.clone() for tensor in held]
 
-    layers.loss_signal(forward.scores_MCN, layers.onehot(labels_MN), 11)
+    layers.loss_signal(forward.scores_CN, layers.onehot(labels_MN), 11)
     list(layers.signals(forward, delta_MNC))
 
     assert all(torch.equal(t, copy) for t, copy in zip(held, copies, strict=True))
@@ -161,22 +161,20 @@ def test_signals_go_down_layer_by_layer_with_the_error_they_come_from(widths: tu
     forward = up(layers, x_MND)
 
     signals = list(
-        layers.signals(
-            forward, layers.loss_signal(forward.scores_MCN, layers.onehot(labels_MN), 11)
-        )
+        layers.signals(forward, layers.loss_signal(forward.scores_CN, layers.onehot(labels_MN), 11))
     )
 
     last = len(widths) - 2
     assert [signal.layer for signal in signals] == list(range(last, -1, -1))
-    assert [signal.error_MNH is None for signal in signals] == [True] + [False] * last
+    assert [signal.error_NH is None for signal in signals] == [True] + [False] * last
     for signal in signals[1:]:
         h_NH = forward.hidden[signal.layer][0]
         rest_P = theta_MP[0, Mlp(widths[: signal.layer + 2]).dim :]
         loss = _loss_from(widths[signal.layer + 1 :], rest_P, labels_MN[0])
-        assert signal.error_MNH is not None
-        torch.testing.assert_close(signal.error_MNH[0], oracles.gradient(loss, h_NH), **EXACT)
+        assert signal.error_NH is not None
+        torch.testing.assert_close(signal.error_NH[0], oracles.gradient(loss, h_NH), **EXACT)
         slope_NH = 1 - h_NH.square()
-        torch.testing.assert_close(signal.delta_MNH, signal.error_MNH * slope_NH, **EXACT)
+        torch.testing.assert_close(signal.delta_NH, signal.error_NH * slope_NH, **EXACT)
 
 
 def _loss_from(widths: tuple[int, ...], theta_P: Tensor, labels_N: Tensor):  # noqa: ANN202

@@ -6,17 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from backgrounds import BACKGROUND, EDGES, mostly_background
 from spectra.inputs import Inputs, inputs_of
-
-
-def mostly_background(n: int, d: int, background: float) -> Tensor:
-    """A chunk with an example and two inputs that are background alone."""
-    draw = torch.Generator().manual_seed(1)
-    x = torch.rand(n, d, generator=draw, dtype=torch.float64) + background
-    x[torch.rand(n, d, generator=draw) < 0.75] = background
-    x[n // 2] = background
-    x[:, [0, d - 1]] = background
-    return x
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
@@ -76,17 +67,6 @@ def check(inputs: Inputs, x: Tensor) -> None:
     torch.testing.assert_close(up, x @ weight.T + bias, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(under, delta.T @ x, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(total, delta.sum(0), rtol=1e-12, atol=1e-13)
-
-
-BACKGROUND = -0.4242
-EDGES = {
-    "all background": torch.full((7, 3), BACKGROUND, dtype=torch.float64),
-    "all zero": torch.zeros(7, 3, dtype=torch.float64),
-    "one example": mostly_background(1, 9, BACKGROUND),
-    "one input": mostly_background(20, 1, BACKGROUND),
-    "every column often": torch.tensor([[-1, 0, 0, -1, -1]] * 7 + [[1, -1, -1, 2, 0]] * 5).double(),
-    "no background at all": torch.rand(7, 3, generator=torch.Generator().manual_seed(5)).double(),
-}
 
 
 @pytest.mark.parametrize("chunk", [3, 100])

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import oracles
-from clouds import DATA, MLP, START, TEST, WIDTHS, draw, examples, run
+from clouds import DATA, MLP, SPARSE, START, TEST, WIDTHS, draw, examples, run
 from spectra.backprop import Forward, Layers
+from spectra.descent import Optimisation
 from spectra.errors import DivergedError
+from spectra.minibatches import SplitRows
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
-from spectra.train import Epoch, Optimisation, evaluate, train
+from spectra.train import Epoch, Examples, evaluate, train
 
 
 def reference_course(
-    how: Optimisation, weight_decay: float, origin_P: Tensor | None, epochs: int
+    data: Examples, how: Optimisation, weight_decay: float, origin_P: Tensor | None, epochs: int
 ) -> list[Tensor]:
     """θ after every epoch of a plain PyTorch loop over an nn.Sequential."""
     parts: list[nn.Module] = []
@@ -41,7 +43,7 @@ def reference_course(
     for _ in range(epochs):
         for batch in torch.randperm(50, generator=generator).split(how.batch_size):
             optimizer.zero_grad()
-            loss = functional.cross_entropy(network(DATA.inputs_ND[batch]), DATA.labels_N[batch])
+            loss = functional.cross_entropy(network(data.inputs_ND[batch]), data.labels_N[batch])
             if origin_P is not None:
                 offset_P = nn.utils.parameters_to_vector(network.parameters()) - origin_P
                 loss = loss + weight_decay / 2 * offset_P.square().sum()
@@ -51,6 +53,7 @@ def reference_course(
     return course
 
 
+@pytest.mark.parametrize("data", [DATA, SPARSE], ids=["dense", "mostly background"])
 @pytest.mark.parametrize("referenced", [False, True])
 @pytest.mark.parametrize(("convention", "factor"), [("full", 2.0), ("half", 1.0)])
 @pytest.mark.parametrize(
@@ -63,18 +66,19 @@ def reference_course(
     ids=["adam", "momentum", "sgd"],
 )
 def test_epochs_equal_those_of_a_plain_loop(
-    how: Optimisation, convention: str, factor: float, referenced: bool
+    how: Optimisation, convention: str, factor: float, referenced: bool, data: Examples
 ):
     """Adam and SGD with weight_decay = 2c on the same batches, the last of 2 examples ragged.
 
     Every epoch of three improves, so each run's best weights are its last.
     """
+    assert isinstance(data.rows, SplitRows) == (data is SPARSE)
     origin_P = MLP.initial(draw(8), torch.float64) if referenced else None
     penalty = L2Penalty(0.004, convention, origin_P)
 
-    course = reference_course(how, factor * 0.004, origin_P, 3)
+    course = reference_course(data, how, factor * 0.004, origin_P, 3)
     for epochs, expected_P in enumerate(course, start=1):
-        trained = run(replace(how, max_epochs=epochs), penalty=penalty)
+        trained = run(replace(how, max_epochs=epochs), penalty=penalty, data=data)
         assert trained.best.epoch == epochs
         torch.testing.assert_close(trained.theta_P, expected_P, rtol=1e-10, atol=1e-12)
 

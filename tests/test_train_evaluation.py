@@ -9,8 +9,9 @@ from torch import Tensor
 import oracles
 from clouds import DATA, MLP, START, TEST, WIDTHS, draw, examples, run
 from spectra import train as module
+from spectra.descent import Optimisation
 from spectra.mlp import Mlp
-from spectra.train import Examples, Optimisation, evaluate
+from spectra.train import Examples, evaluate
 
 
 def digits_like(count: int, seed: int, background: float = -0.4242) -> Examples:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from clouds import DATA, MLP, START, TEST, draw, run
+from spectra import descent
+from spectra.descent import Optimisation
 from spectra.errors import DivergedError
 from spectra.objective import L2Penalty
-from spectra.train import Epoch, Examples, Optimisation, Trained, train, train_stack
+from spectra.train import Epoch, Examples, Trained, train, train_stack
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ class Members:
         device: str = "cpu",
         on_epoch: Callable[[int, Epoch], None] = lambda _, __: None,
     ) -> list[Trained | DivergedError]:
-        """All at once."""
+        """All of them; on "cpu, stacked" as a GPU does it, every operation for all at once."""
+        if device == "cpu, stacked":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(descent, "_InTurn", descent._Together)
+                return self.together(how, dtype=dtype, on_epoch=on_epoch)
         data, test = (
             Examples(e.inputs_ND.to(device, dtype), e.labels_N.to(device)) for e in (DATA, TEST)
         )
@@ -88,6 +94,7 @@ devices = pytest.mark.parametrize(
     "device",
     [
         "cpu",
+        "cpu, stacked",
         pytest.param(
             "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
         ),

@@ -42,25 +42,25 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.sigmoid,
         lambda _a, h: h * (1 - h),
         lambda _a, h: h * (1 - h) * (1 - 2 * h),
-        lambda e, _a, h: torch.ops.aten.sigmoid_backward(e, h),
+        lambda e, _a, h: torch.ops.aten.sigmoid_backward.default(e, h),
     ),
     "tanh": Activation(
         torch.tanh,
         lambda _a, h: 1 - h * h,
         lambda _a, h: -2 * h * (1 - h * h),
-        lambda e, _a, h: torch.ops.aten.tanh_backward(e, h),
+        lambda e, _a, h: torch.ops.aten.tanh_backward.default(e, h),
     ),
     "relu": Activation(
         torch.relu,
         lambda _a, h: (h > 0).to(h.dtype),
         lambda _a, h: torch.zeros_like(h),
-        lambda e, _a, h: torch.ops.aten.threshold_backward(e, h, 0),
+        lambda e, _a, h: torch.ops.aten.threshold_backward.default(e, h, 0),
     ),
     # The exact form x Φ(x), torch.nn.GELU's default.
     "gelu": Activation(
         functional.gelu,
         lambda a, _h: _normal_distribution(a) + a * _normal_density(a),
         lambda a, _h: _normal_density(a) * (2 - a.square()),
-        lambda e, a, _h: torch.ops.aten.gelu_backward(e, a),
+        lambda e, a, _h: torch.ops.aten.gelu_backward.default(e, a),
     ),
 }

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from spectra import analysis, artifacts
+from spectra.descent import Optimisation
 from spectra.errors import StorageError
 from spectra.params import CertificateParams
-from spectra.train import Examples, Optimisation, train
+from spectra.train import Examples, train
 from spectra.workbench import Workbench
 
 

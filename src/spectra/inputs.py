@@ -13,9 +13,8 @@ how much of them is off the background, in which those of a chunk have more of t
 common. Inputs that are constant over the data cost nothing. On a GPU the dense product of all
 columns wins.
 
-For that the weights of the first layer lie transposed, the `Table`, laid out once a product. A
-training step takes its rows densely instead: to list the non-zeros of a random batch costs what the
-sparse product saves.
+For that the weights of the first layer lie transposed, the `Table`, laid out once a product. Random
+mini-batches of training have a way of their own, in `minibatches`.
 
 Letters: N examples, n of a chunk, D inputs, O of them often off the background in a chunk, H units
 of the first layer.
@@ -28,7 +27,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spectra import narrow
 
@@ -40,6 +38,8 @@ SELDOM = 0.42
 """Share of a column's entries off the background below which its non-zeros are faster."""
 SPARSE_BELOW = 0.5
 """Share of all entries off the background above which listing non-zeros is not worth it."""
+_SUM = 0
+"""The mode of `torch.embedding_bag` that adds up."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ class Entries:
 
     def times(self, table: Tensor) -> Tensor:
         """The product of the matrix with a table of as many rows as it has columns."""
-        return functional.embedding_bag(
-            self.columns, table, self.starts, mode="sum", per_sample_weights=self.values
-        )
+        # The checks of `functional.embedding_bag` take as long as a small product.
+        return torch.embedding_bag(
+            table, self.columns, self.starts, mode=_SUM, per_sample_weights=self.values
+        )[0]
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,11 @@ it favours the epoch in which the penalty has acted least: in an upward sweep, t
 The starting weights are not a candidate for the best epoch: in a chain of strengths they were
 the best of many at the strength before, and would win by selection over honest new ones.
 
-Several networks of one architecture train together as a stack: every operation of a step is
-done for all of them at once, which is what keeps a GPU busy at batch 64. Members share nothing
-else: each has its own start, strength and order of examples, and one that has stopped leaves
-the stack. A lone network is a stack of one, so there is one step and one rule for stopping.
+Several networks of one architecture train together as a stack. Members share the data and nothing
+else: each has its own start, strength and order of examples, and one that has stopped leaves the
+stack. A lone network is a stack of one, so there is one rule for stopping.
 
-Letters: M networks, P parameters, N examples, D inputs, B examples of a batch, C classes.
-
-Source: D. P. Kingma, J. Ba, Adam: a method for stochastic optimization (ICLR 2015).
+Letters: M networks, P parameters, N examples, D inputs, C classes.
 """
 
 from __future__ import annotations
@@ -24,42 +21,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from spectra import runtime
 from spectra.backprop import Layers
+from spectra.descent import Optimisation, descent_of
 from spectra.errors import DivergedError
 from spectra.inputs import Inputs, inputs_of
+from spectra.minibatches import Rows, rows_of
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty, cross_entropy_sum
-from spectra.streams import Aside, Graph
-
-_PIECES = 36
-"""Tensors that one launch of PyTorch's fused Adam takes on a GPU."""
-_TOGETHER = 8
-"""Steps of a GPU's graph: the start of one costs as much as two of their kernels."""
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How to descend and when to stop; the fields are those of the `train` parameters.
-
-    `threads` are those of a step and of an evaluation. At batch 64 a second one gains little on an
-    idle machine and costs a factor of ten where another program wants the core: every one of the
-    small operations of a step then waits for a thread that is not running.
-    """
-
-    optimizer: str = "adam"
-    lr: float = 0.0015
-    momentum: float = 0.9
-    batch_size: int = 64
-    max_epochs: int = 50
-    patience: int = 5
-    monitor: str = "objective"
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +47,11 @@ class Examples:
     def inputs(self) -> Inputs:
         """The inputs as products take them; divided once."""
         return inputs_of(self.inputs_ND, self.labels_N)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The inputs as a training step takes them; divided once."""
+        return rows_of(self.inputs_ND)
 
 
 @dataclass(frozen=True)
@@ -162,12 +141,12 @@ def train_stack(
         _Member(number, penalty, generator)
         for number, (penalty, generator) in enumerate(zip(penalties, generators, strict=True))
     ]
-    descent = _Descent(mlp, theta_MP, data, penalties, how)
+    descent = descent_of(mlp, theta_MP, data.rows, data.labels_N, penalties, how)
     left, count = members, len(data.labels_N)
     with runtime.threads(how.threads):
         for number in range(1, how.max_epochs + 1):
             descent.one_pass([torch.randperm(count, generator=m.generator) for m in left])
-            for member, theta_P in zip(left, descent.theta_MP, strict=True):
+            for member, theta_P in zip(left, descent.parameters(), strict=True):
                 epoch = _measure(number, mlp, theta_P, data, test, member.penalty)
                 member.note(epoch, theta_P, how)
                 on_epoch(member.number, epoch)
@@ -217,137 +196,6 @@ class _Member:
         return Trained(self.best_theta_P, self.best, tuple(self.history))
 
 
-class _Descent:
-    """The parameters while they are trained, with gradients and the optimiser's moments.
-
-    PyTorch's fused optimiser kernels are called directly: at batch 64 the optimiser objects
-    around them take longer than the kernels. Where all members have one strength, the penalty is
-    the kernels' `weight_decay`, which adds the same 2c θ without another pass over memory.
-
-    On a GPU some steps are captured once as a graph and replayed: nothing is launched one by one
-    and the host is asked nothing until the epoch is over. What only the optimiser waits for, such
-    as the gradients of a layer, is computed beside the signals that go on down. The optimiser is
-    given the parameters in pieces: it has one block of threads for each 65,536 entries of a
-    tensor, two for a whole small network.
-    """
-
-    def __init__(
-        self,
-        mlp: Mlp,
-        theta_MP: Tensor,
-        data: Examples,
-        penalties: Sequence[L2Penalty],
-        how: Optimisation,
-    ) -> None:
-        self._mlp, self._data, self._penalties, self._how = mlp, data, penalties, how
-        self.theta_MP = theta_MP.detach().clone()
-        self._gradient_MP = torch.zeros_like(self.theta_MP)
-        self._moments = [torch.zeros_like(self.theta_MP) for _ in range(2)]
-        self._steps = torch.zeros((), device=theta_MP.device)
-        shifts = [penalty.shift for penalty in penalties]
-        self._shift = shifts[0] if len(set(shifts)) == 1 else None
-        self._shift_M1 = theta_MP.new_tensor(shifts)[:, None]
-        self._reference_P = penalties[0].reference_P
-        self._layers = Layers(mlp, self.theta_MP)
-        self._onehot_NC = self._layers.onehot(data.labels_N)
-        parts = list(mlp.split(self._gradient_MP).values())
-        self._gradients = list(zip(parts[0::2], parts[1::2], strict=True))
-        self._graph: Graph[None] | None = None
-        self._aside = Aside(theta_MP.device)
-        self._pieces = [
-            tensor.view(-1).split(_piece(tensor))
-            for tensor in (self.theta_MP, self._gradient_MP, *self._moments)
-        ]
-
-    def only(self, stay: Sequence[int]) -> _Descent:
-        """The same, of some members only."""
-        penalties = [self._penalties[i] for i in stay]
-        rest = _Descent(self._mlp, self.theta_MP[stay], self._data, penalties, self._how)
-        for held_MP, moment_MP in zip(rest._moments, self._moments, strict=True):
-            held_MP.copy_(moment_MP[stay])
-        rest._steps = self._steps
-        return rest
-
-    @torch.no_grad()
-    def one_pass(self, orders: Sequence[Tensor]) -> None:
-        """A step for every batch of each member's order of the examples."""
-        orders_MN = torch.stack(list(orders)).to(self.theta_MP.device)
-        together = _TOGETHER * self._how.batch_size
-        for batches_MB in orders_MN.split(together, dim=1):
-            if batches_MB.is_cuda and batches_MB.shape[1] == together:
-                self._replay(batches_MB)
-            else:
-                self._steps_of(batches_MB)
-
-    def _steps_of(self, batches_MB: Tensor) -> None:
-        for batch_MB in batches_MB.split(self._how.batch_size, dim=1):
-            self._step(batch_MB)
-
-    def _replay(self, batches_MB: Tensor) -> None:
-        if self._graph is None:
-            self._graph = Graph(
-                self._steps_of, batches_MB, urgent=True,
-                unchanged=[self.theta_MP, self._steps, *self._moments],
-            )  # fmt: skip
-        self._graph.replay(batches_MB)
-
-    def _step(self, batch_MB: Tensor) -> None:
-        """A step of the optimiser on L_eff of one batch a member."""
-        how, decay = self._how, self._shift
-        if how.optimizer == "adam":
-            self._aside.do(partial(self._steps.add_, 1))
-        self._differentiate(batch_MB)
-        if decay is None:
-            self._gradient_MP.addcmul_(self.theta_MP, self._shift_M1)
-        if self._reference_P is not None:
-            self._gradient_MP.addcmul_(self._reference_P, self._shift_M1, value=-1)
-        theta, gradient, first, second = self._pieces
-        if how.optimizer == "adam":
-            torch._fused_adam_(
-                theta, gradient, first, second, [], [self._steps] * len(theta),
-                lr=how.lr, beta1=0.9, beta2=0.999, weight_decay=decay or 0.0, eps=1e-8,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
-        else:
-            torch._fused_sgd_(
-                theta, gradient, first if how.momentum else [],
-                weight_decay=decay or 0.0, momentum=how.momentum, lr=how.lr, dampening=0.0,
-                nesterov=False, maximize=False, is_first_step=False,
-            )  # fmt: skip
-
-    def _differentiate(self, batch_MB: Tensor) -> None:
-        """Write the gradients of the mean cross-entropy of one batch a member."""
-        layers = self._layers
-        onehot_MBC = self._aside.do(partial(torch.embedding, self._onehot_NC, batch_MB))
-        x_MBD = torch.embedding(self._data.inputs_ND, batch_MB)
-        forward = layers.forward(torch.baddbmm(layers.rows[0], x_MBD, layers.transposed[0]))
-        below = [x_MBD, *forward.hidden]
-        self._aside.join()
-        delta_MBC = layers.loss_signal(forward.scores_MCN, onehot_MBC, batch_MB.shape[1])
-        for layer, delta_MBH, _ in layers.signals(forward, delta_MBC):
-            of_layer = partial(self._gradients_of, layer, delta_MBH, below[layer])
-            if layer:
-                self._aside.do(of_layer)
-            else:
-                of_layer()
-        self._aside.join()
-
-    def _gradients_of(self, layer: int, delta_MBH: Tensor, below_MBI: Tensor) -> None:
-        weight, bias = self._gradients[layer]
-        torch.bmm(delta_MBH.mT, below_MBI, out=weight)
-        torch.sum(delta_MBH, 1, out=bias)
-
-
-def _piece(tensor: Tensor) -> int:
-    """Entries of a piece: all on a CPU, on a GPU as many as one launch of the kernel can share out.
-
-    There they begin at multiples of four, where a thread can read four floats at once.
-    """
-    if not tensor.is_cuda:
-        return tensor.numel()
-    return 4 * math.ceil(tensor.numel() / (4 * _PIECES))
-
-
 def _measure(
     number: int, mlp: Mlp, theta_P: Tensor, data: Examples, test: Examples, penalty: L2Penalty
 ) -> Epoch:
@@ -367,12 +215,12 @@ def _measure(
 @torch.no_grad()
 def evaluate(mlp: Mlp, theta_P: Tensor, examples: Examples) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (percent), accumulated over chunks in float64."""
-    layers, inputs = Layers(mlp, theta_P[None]), examples.inputs
-    table = inputs.columns.table(layers.weights[0][0], layers.biases[0][0])
+    layers, inputs = Layers(mlp, theta_P), examples.inputs
+    table = inputs.columns.table(layers.weights[0], layers.biases[0])
     loss = torch.zeros((), dtype=torch.float64, device=theta_P.device)
     hits = torch.zeros((), dtype=torch.int64, device=theta_P.device)
     for chunk, y in zip(inputs.chunks, inputs.split(examples.labels_N), strict=True):
-        scores_nC = layers.forward(chunk.times(table)[None]).scores_MCN[0].t()
+        scores_nC = layers.forward(chunk.times(table)).scores_CN.t()
         loss += cross_entropy_sum(scores_nC, y, exact=True)
         hits += (scores_nC.argmax(dim=1) == y).sum()
     return float(loss) / len(examples.labels_N), 100 * int(hits) / len(examples.labels_N)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from spectra import checkpoint, data, mlp, runtime
+from spectra.descent import Optimisation
 from spectra.errors import ParameterError, UsageError, WeightsError
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 from spectra.params import Params
-from spectra.train import Examples, Optimisation
+from spectra.train import Examples
 
 STACKS = {"cpu": 1, "cuda": 64}
 """Networks trained together by default. On a GPU, which one network does not fill, a stack of 64

@@ -11,13 +11,14 @@ from torch import Tensor
 import oracles
 from spectra.curvature.eigen import leading_eigenpairs
 from spectra.curvature.mlp_operator import MlpHessian
+from spectra.descent import Optimisation
 from spectra.inputs import inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 from spectra.polish.network import Labelled
 from spectra.polish.newton import Polished, State
 from spectra.polish.symmetric import polish_network
-from spectra.train import Examples, Optimisation, train
+from spectra.train import Examples, train
 
 MLP = Mlp((784, 12, 8, 10))
 PENALTY = L2Penalty(0.01)

@@ -110,8 +110,7 @@ class MlpHessian:
             raise ValueError("a Hessian of a mean loss needs at least one example, got none")
         self._mlp = mlp
         self._full = not gauss_newton
-        self._layers = Layers(mlp, theta_P.detach().clone()[None])
-        self._weights = [weight_MHH[0] for weight_MHH in self._layers.weights]
+        self._layers = Layers(mlp, theta_P.detach().clone())
         self.dim, self.examples, self.products = mlp.dim, len(labels_N), 0
         self.loss = 0.0
         self.gradient_P = torch.zeros_like(theta_P)
@@ -175,28 +174,26 @@ class MlpHessian:
         sums = self.columns.empty(gradient[1])
         chunks: list[CachedChunk] = []
         for part, labels_n in zip(inputs.chunks, labels, strict=True):
-            forward = layers.forward(part.times(first.table)[None])
-            scores_Cn = forward.scores_MCN[0]
+            forward = layers.forward(part.times(first.table))
+            scores_Cn = forward.scores_CN
             self.loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
-            delta = layers.loss_signal(
-                forward.scores_MCN, layers.onehot(labels_n)[None], self.examples
-            )
-            hidden = [h_MnH[0] for h_MnH in forward.hidden]
+            delta = layers.loss_signal(scores_Cn, layers.onehot(labels_n), self.examples)
+            hidden = forward.hidden
             slopes: list[Tensor] = []
             bends: list[Tensor] = []
             deltas: list[Tensor] = []
             for signal in layers.signals(forward, delta):
-                i, delta_nH = signal.layer, signal.delta_MNH[0]
+                i, delta_nH = signal.layer, signal.delta_NH
                 if i:
                     deltas.insert(0, delta_nH)
                     narrow.add_outer(gradient[2 * i], delta_nH, hidden[i - 1])
                     gradient[2 * i + 1].add_(delta_nH.sum(0))
                 else:
                     part.add_under(delta_nH, sums)
-                if signal.error_MNH is not None:
-                    bend = act.bend(forward.pre[i][0], hidden[i])
-                    bends.insert(0, bend.mul_(signal.error_MNH[0]))
-                    slopes.insert(0, act.slope(forward.pre[i][0], hidden[i]))
+                if signal.error_NH is not None:
+                    bend = act.bend(forward.pre[i], hidden[i])
+                    bends.insert(0, bend.mul_(signal.error_NH))
+                    slopes.insert(0, act.slope(forward.pre[i], hidden[i]))
             p_Cn = torch.softmax(scores_Cn, dim=0)
             chunks.append(CachedChunk(part, hidden, slopes, bends, deltas, p_Cn))
         self.columns.add_to(sums, gradient[0], gradient[1])
@@ -206,7 +203,7 @@ class MlpHessian:
         self, chunk: CachedChunk, v: _Direction, result: Sequence[Tensor], first: Table
     ) -> None:
         """Add one chunk's part of Hv, by the formulas at the top of this file."""
-        weights = self._weights
+        weights = self._layers.weights
         last = len(weights) - 1
         ra: list[Tensor] = [chunk.inputs.times(v.table)]
         rh: list[Tensor] = []
