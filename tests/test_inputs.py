@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from backgrounds import BACKGROUND, EDGES, mostly_background
-from spectra.inputs import Inputs, inputs_of
+from spectra.inputs import Entries, Inputs, inputs_of
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
@@ -51,6 +51,47 @@ def products(
     under, total = torch.zeros_like(weight), torch.zeros_like(bias)
     columns.add_to(sums, under, total)
     return up, under, total
+
+
+@pytest.mark.parametrize(
+    ("widest", "threads", "members"),
+    [
+        (128, 2, [1] * 10), (1000, 1, [1] * 10), (64, 2, [2] * 5), (40, 1, [3, 3, 3, 1]),
+        (40, 2, [3, 3, 3, 1]), (10, 1, [10]), (10, 2, [5, 5]), (1, 3, [4, 4, 2]), (1, 20, [1] * 10),
+    ],
+)  # fmt: skip
+def test_a_narrow_network_takes_chunks_together(widest: int, threads: int, members: list[int]):
+    """As many as have the activations of one 128-wide chunk, shared out evenly; the same sums."""
+    x = mostly_background(40, 9, BACKGROUND)
+    inputs = inputs_of(x, chunk=4)
+    weight, bias, delta = layer(9, 40)
+    table, sums = inputs.columns.table(weight, bias), inputs.columns.empty(bias)
+    rows = torch.cat(inputs.split(torch.arange(40)))
+    up, under, total = torch.empty_like(delta), torch.zeros_like(weight), torch.zeros_like(bias)
+
+    parts = inputs.together(widest, threads)
+
+    assert [part.count for part in parts] == [4 * count for count in members]
+    for part, taken in zip(parts, rows.split([part.count for part in parts]), strict=True):
+        up[taken] = part.times(table)
+        part.add_under(delta[taken], sums)
+    inputs.columns.add_to(sums, under, total)
+    torch.testing.assert_close(up, x @ weight.T + bias, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(under, delta.T @ x, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(total, delta.sum(0), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 12])
+def test_a_table_may_lie_in_memory_in_any_way(width: int):
+    """Column by column, with gaps, or as a single column of a wider matrix."""
+    x = mostly_background(40, 9, BACKGROUND)
+    entries = Entries.of(x - BACKGROUND)
+    draw = torch.Generator().manual_seed(7)
+    wide = torch.randn(9, 2 * width, generator=draw, dtype=torch.float64)
+
+    for table in (wide[:, :width], wide[:, ::2], wide[:, :width].t().contiguous().t()):
+        expected = (x - BACKGROUND) @ table
+        torch.testing.assert_close(entries.times(table), expected, rtol=1e-12, atol=1e-13)
 
 
 def layer(d: int, n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

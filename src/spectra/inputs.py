@@ -38,6 +38,9 @@ SELDOM = 0.42
 """Share of a column's entries off the background below which its non-zeros are faster."""
 SPARSE_BELOW = 0.5
 """Share of all entries off the background above which listing non-zeros is not worth it."""
+_TOGETHER = 128
+"""Units by chunks that are put together: activations of a narrow network are as large then as those
+of one chunk of a 128-wide one."""
 _SUM = 0
 """The mode of `torch.embedding_bag` that adds up."""
 
@@ -113,9 +116,11 @@ class Entries:
 
     def times(self, table: Tensor) -> Tensor:
         """The product of the matrix with a table of as many rows as it has columns."""
+        # Other strides, also that of a single column, cost three to twenty times as much.
+        rows = table.contiguous().view(-1).view(table.shape)
         # The checks of `functional.embedding_bag` take as long as a small product.
         return torch.embedding_bag(
-            table, self.columns, self.starts, mode=_SUM, per_sample_weights=self.values
+            rows, self.columns, self.starts, mode=_SUM, per_sample_weights=self.values
         )[0]
 
 
@@ -134,6 +139,11 @@ class Chunk:
     often_O: Tensor | None = None
     by_example: Entries | None = None
     by_column: Entries | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows, n."""
+        return len(self.often_nO)
 
     def times(self, table: Table) -> Tensor:
         """X Vᵀ + u, of shape (n, H)."""
@@ -157,6 +167,28 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """Chunks one after the other, taken as one."""
+
+    members: Sequence[Chunk]
+
+    @property
+    def count(self) -> int:
+        """How many rows in all."""
+        return sum(chunk.count for chunk in self.members)
+
+    def times(self, table: Table) -> Tensor:
+        """See `Chunk`."""
+        return torch.cat([chunk.times(table) for chunk in self.members])
+
+    def add_under(self, d_nH: Tensor, sums: Table) -> None:
+        """See `Chunk`."""
+        parts = d_nH.split([chunk.count for chunk in self.members])
+        for chunk, part_nH in zip(self.members, parts, strict=True):
+            chunk.add_under(part_nH, sums)
+
+
+@dataclass(frozen=True)
 class Inputs:
     """All rows of X, in chunks of which only the last may be smaller.
 
@@ -172,10 +204,23 @@ class Inputs:
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """What belongs to the rows of X, such as their labels, in the same chunks."""
-        sizes = [len(chunk.often_nO) for chunk in self.chunks]
+        sizes = [chunk.count for chunk in self.chunks]
         if self.order_N is None:
             return torch.split(rows, sizes)
         return tuple(rows[members_n] for members_n in torch.split(self.order_N, sizes))
+
+    def together(self, widest: int, threads: int) -> list[Chunk | Chunks]:
+        """The chunks put together for a network so narrow that calls take longer than arithmetic.
+
+        Args:
+            widest: The units of its widest layer above the inputs.
+            threads: Among how many the chunks are shared out evenly.
+        """
+        groups = threads * -(-len(self.chunks) // (threads * max(1, _TOGETHER // widest)))
+        size = -(-len(self.chunks) // groups)
+        if size == 1:
+            return list(self.chunks)
+        return [Chunks(self.chunks[i : i + size]) for i in range(0, len(self.chunks), size)]
 
 
 def inputs_of(x_ND: Tensor, labels_N: Tensor | None = None, *, chunk: int | None = None) -> Inputs:

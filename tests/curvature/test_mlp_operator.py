@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import oracles
+from spectra import inputs
 from spectra.activations import ACTIVATIONS
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import AutodiffHessian
@@ -41,9 +42,16 @@ def dense_gauss_newton(
     return torch.einsum("nap,nab,nbq->pq", J_NCP, output_NCC, J_NCP) / len(x)
 
 
+@pytest.fixture(params=[1, 2 * 5], ids=["chunk by chunk", "some chunks at once"])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """How many chunks a network of at most five units a layer takes together."""
+    monkeypatch.setattr(inputs, "_TOGETHER", request.param)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("widths", [(6, 3), (6, 4, 3), (6, 4, 5, 3), (6, 3, 2, 4, 3)], ids=str)
+@pytest.mark.usefixtures("narrow")
 def test_products_equal_the_dense_hessian(widths: tuple[int, ...], activation: str, sparse: bool):
     """Every column, to round-off, for no to three hidden layers and ragged chunks."""
     theta_P, x, y = problem(widths, 11, sparse=sparse)
@@ -94,6 +102,7 @@ def test_gauss_newton_equals_its_definition(activation: str):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [1, 3, 10, 11, 500])
+@pytest.mark.usefixtures("narrow")
 def test_chunks_and_threads_only_reorder_sums(chunk: int, threads: int):
     """More threads than chunks included."""
     widths = (6, 4, 3)

@@ -41,7 +41,7 @@ from torch import Tensor
 from spectra import narrow, runtime
 from spectra.backprop import Layers
 from spectra.curvature.operator import check_finite
-from spectra.inputs import Chunk, Inputs, Table, inputs_of
+from spectra.inputs import Chunk, Chunks, Inputs, Table, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
 from spectra.streams import Graph, may_capture
@@ -56,7 +56,7 @@ class CachedChunk:
     transposed, (C, n): with a few classes, that is the fast way round for matrix products.
     """
 
-    inputs: Chunk
+    inputs: Chunk | Chunks
     hidden: Sequence[Tensor]
     slopes: Sequence[Tensor]
     bends: Sequence[Tensor]
@@ -116,7 +116,9 @@ class MlpHessian:
         self.gradient_P = torch.zeros_like(theta_P)
         inputs = inputs_of(inputs_ND, labels_N, chunk=chunk) if inputs is None else inputs
         self.columns = inputs.columns
-        self.chunks = self._prepare(theta_P.detach(), inputs, inputs.split(labels_N))
+        parts = inputs.together(max(mlp.widths[1:]), threads)
+        labels = torch.cat(inputs.split(labels_N)).split([part.count for part in parts])
+        self.chunks = self._prepare(theta_P.detach(), parts, labels)
         size = -(-len(self.chunks) // threads)
         self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
         self._graph: Graph[Tensor] | None = None
@@ -165,7 +167,7 @@ class MlpHessian:
 
     @torch.no_grad()
     def _prepare(
-        self, theta_P: Tensor, inputs: Inputs, labels: Sequence[Tensor]
+        self, theta_P: Tensor, parts: Sequence[Chunk | Chunks], labels: Sequence[Tensor]
     ) -> list[CachedChunk]:
         """Run every chunk forward and backward, keep what products need, add up the gradient."""
         layers, act = self._layers, self._layers.activation
@@ -173,7 +175,7 @@ class MlpHessian:
         first = self._laid_out(theta_P)
         sums = self.columns.empty(gradient[1])
         chunks: list[CachedChunk] = []
-        for part, labels_n in zip(inputs.chunks, labels, strict=True):
+        for part, labels_n in zip(parts, labels, strict=True):
             forward = layers.forward(part.times(first.table))
             scores_Cn = forward.scores_CN
             self.loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
