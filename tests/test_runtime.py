@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import random
@@ -10,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from spectra.errors import ParameterError
-from spectra.runtime import alone, generator, prepare, threads
+from spectra.runtime import alone, generator, prepare, return_memory, threads
 
 
 @pytest.fixture
@@ -165,3 +167,24 @@ def test_a_thread_alone_has_no_others_and_no_denormals():
 
     assert torch.get_num_threads() == 1
     assert (torch.tensor([1e-30]) * 1e-10).item() == 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_freed_memory_goes_back_to_the_system():
+    """Blocks below what glibc maps one by one, between small ones that stay."""
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    kept = blocks[::100]
+    held = _resident()
+    del blocks
+    between = _resident()
+
+    return_memory()
+
+    assert len(kept) == 10
+    assert held - _resident() > 50e6
+    assert between - _resident() > 0
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -10,6 +10,7 @@ Thread counts are a parameter: summation order, and with it the last bit, depend
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import struct
@@ -79,6 +80,17 @@ def prepare_thread(machine: Runtime) -> None:
     alone()
     if machine.device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it for later.
+
+    glibc does so for every thread by itself; what a spectrum needs for a moment would add up to a
+    third of a sweep's memory.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

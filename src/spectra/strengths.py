@@ -130,6 +130,7 @@ def _finish(
 ) -> tuple[Outcome, float | None]:
     """What is left of a task once it is trained; on the disk when this returns."""
     began = time.monotonic()
+    runtime.return_memory()
 
     def on_product(number: int) -> None:
         workers.check()
@@ -149,4 +150,5 @@ def _finish(
             files = solve.write_weights(bench, store, task, trained)
         outcome = Failure(task.digest, task.replicate, task.l2, task.label, str(error), files)
         failures.put(store, outcome)
+    runtime.return_memory()
     return outcome, training_s + time.monotonic() - began
