@@ -91,7 +91,7 @@ $(PEERS): $(STAMP)
 	"$(BIN)/python" -m pip install --disable-pip-version-check -c "$@.tmp" -e ".[dev,bench]"
 	@mv "$@.tmp" "$@"
 
-bench: $(PEERS) ## time spectra and its peers on the same work, in some 15 minutes
+bench: $(PEERS) ## time spectra and its peers on the same work, in some 20 minutes
 	"$(BIN)/python" -m benchmarks $(BENCH)
 
 clean: ## remove build leftovers and caches; results, data and the environment stay
