@@ -68,12 +68,12 @@ def judge(problem: Problem, *, dtype: torch.dtype = torch.float32) -> MatVec:
 
 def leading(problem: Problem, k: int, rtol: float) -> Pairs:
     """The leading eigenpairs, everything that has to be set up included."""
-    inputs = inputs_of(problem.train.inputs_ND, problem.train.labels_N)
+    data = problem.train
+    inputs = inputs_of(data.inputs_ND, data.labels_N, threads=problem.threads)
 
     def fused(mlp: Mlp, theta_P: Tensor) -> MlpHessian:
         return MlpHessian(
-            mlp, theta_P, problem.train.inputs_ND, problem.train.labels_N,
-            threads=problem.threads, inputs=inputs,
+            mlp, theta_P, data.inputs_ND, data.labels_N, threads=problem.threads, inputs=inputs,
         )  # fmt: skip
 
     found = spectrum(

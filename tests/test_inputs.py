@@ -183,6 +183,25 @@ def test_rows_are_put_together_by_label_and_by_what_is_off_the_background():
     assert [part.often_O.tolist() for part in inputs.chunks] == [[0, 1], [4, 5, 6]]
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_change_nothing(threads: int):
+    """Chunks divided at a time come out as one after the other, in their order."""
+    x = mostly_background(40, 9, BACKGROUND)
+    labels = torch.arange(40) % 3
+    alone, beside = (inputs_of(x, labels, chunk=7, threads=count) for count in (1, threads))
+
+    assert torch.equal(beside.order_N, alone.order_N)
+    assert len(beside.chunks) == len(alone.chunks) == 6
+    for one, other in zip(beside.chunks, alone.chunks, strict=True):
+        assert torch.equal(one.often_nO, other.often_nO)
+        assert torch.equal(one.often_O, other.often_O)
+        for kind in ("by_example", "by_column"):
+            for field in ("columns", "values", "starts"):
+                assert torch.equal(
+                    getattr(getattr(one, kind), field), getattr(getattr(other, kind), field)
+                )
+
+
 def test_the_sparse_form_is_chosen_for_digits_and_not_for_noise(digits: tuple[Tensor, Tensor]):
     x, labels = digits
     noise = torch.randn(100, 20, generator=torch.Generator().manual_seed(3))

@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from spectra import narrow
+from spectra import narrow, runtime
 
 CHUNK = 1500
 """Examples a chunk on a CPU: some 0.8 MB for each 128-wide activation in float32."""
@@ -223,13 +224,16 @@ class Inputs:
         return [Chunks(self.chunks[i : i + size]) for i in range(0, len(self.chunks), size)]
 
 
-def inputs_of(x_ND: Tensor, labels_N: Tensor | None = None, *, chunk: int | None = None) -> Inputs:
+def inputs_of(
+    x_ND: Tensor, labels_N: Tensor | None = None, *, chunk: int | None = None, threads: int = 1
+) -> Inputs:
     """Divide the data by rows into chunks, and their columns where that is faster.
 
     Args:
         x_ND: The data, all of it.
         labels_N: Their labels, integers, by which rows are put together.
         chunk: Examples a chunk; what suits the device unless given.
+        threads: Chunks divided at a time on a CPU, each by a thread of its own.
     """
     chunk = chunk or (CHUNK if x_ND.device.type == "cpu" else GPU_CHUNK)
     if x_ND.device.type == "cpu" and len(x_ND):
@@ -238,13 +242,16 @@ def inputs_of(x_ND: Tensor, labels_N: Tensor | None = None, *, chunk: int | None
         if float(off_N.sum()) < SPARSE_BELOW * x_ND.numel():
             key_N = off_N if labels_N is None else labels_N * (x_ND.shape[1] + 1) + off_N
             order_N = torch.argsort(key_N, stable=True)
-            chunks = [_listed(x_ND[members_n], background) for members_n in order_N.split(chunk)]
+            listed = partial(_listed, x_ND, background)
+            each = runtime.own_threads(threads).map if threads > 1 else map
+            chunks = list(each(listed, order_N.split(chunk)))
             return Inputs(Columns(x_ND.shape[1], background, listed=True), chunks, order_N)
     return Inputs(Columns(x_ND.shape[1]), [Chunk(x_nD) for x_nD in x_ND.split(chunk)])
 
 
-def _listed(x_nD: Tensor, background: float) -> Chunk:
-    """A chunk by its often columns and the non-zeros of the others."""
+def _listed(x_ND: Tensor, background: float, members_n: Tensor) -> Chunk:
+    """A chunk of some rows by its often columns and the non-zeros of the others."""
+    x_nD = x_ND[members_n]
     s_nD = x_nD - background
     often_D = (x_nD != background).sum(0) >= SELDOM * len(x_nD)
     often_O = torch.nonzero(often_D)[:, 0]

@@ -15,8 +15,10 @@ import os
 import random
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -73,6 +75,12 @@ def alone() -> None:
     """Set up a thread that does its linear algebra by itself, beside others that do the same."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+@cache
+def own_threads(count: int) -> ThreadPoolExecutor:
+    """Threads each of which does its linear algebra alone; those of a count are made once."""
+    return ThreadPoolExecutor(count, thread_name_prefix="alone", initializer=alone)
 
 
 def prepare_thread(machine: Runtime) -> None:

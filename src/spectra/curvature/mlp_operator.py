@@ -30,10 +30,11 @@ gradient descent, Neural Computation 14 (2002) 1723-1738.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ from spectra.inputs import Chunk, Chunks, Inputs, Table, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
 from spectra.streams import Graph, may_capture
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,19 +116,23 @@ class MlpHessian:
         self._full = not gauss_newton
         self._layers = Layers(mlp, theta_P.detach().clone())
         self.dim, self.examples, self.products = mlp.dim, len(labels_N), 0
-        self.loss = 0.0
-        self.gradient_P = torch.zeros_like(theta_P)
-        inputs = inputs_of(inputs_ND, labels_N, chunk=chunk) if inputs is None else inputs
+        if inputs is None:
+            inputs = inputs_of(inputs_ND, labels_N, chunk=chunk, threads=1 if here else threads)
         self.columns = inputs.columns
         parts = inputs.together(max(mlp.widths[1:]), threads)
         labels = torch.cat(inputs.split(labels_N)).split([part.count for part in parts])
-        self.chunks = self._prepare(theta_P.detach(), parts, labels)
-        size = -(-len(self.chunks) // threads)
-        self._shares = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
+        labelled = list(zip(parts, labels, strict=True))
+        size = -(-len(labelled) // threads)
+        shares = [labelled[i : i + size] for i in range(0, len(labelled), size)]
         self._graph: Graph[Tensor] | None = None
         self._pool: ThreadPoolExecutor | None = None
         if theta_P.device.type == "cpu" and not here:
-            self._pool = own_threads(len(self._shares))
+            self._pool = runtime.own_threads(len(shares))
+        prepared = self._of_each(partial(self._prepared, theta_P.detach()), shares)
+        self._shares = [share.chunks for share in prepared]
+        self.chunks = [chunk for chunks in self._shares for chunk in chunks]
+        self.loss = sum(share.loss for share in prepared)
+        self.gradient_P = _summed([share.gradient_P for share in prepared])
         check_finite(self)
 
     def __call__(self, v_P: Tensor) -> Tensor:
@@ -139,12 +147,11 @@ class MlpHessian:
     def block(self, v_BP: Tensor) -> Tensor:
         """The products of B vectors (B, P), chunk by chunk: what is cached is read once."""
         self.products += len(v_BP)
-        share = partial(self._share, v_BP)
-        parts = self._pool.map(share, self._shares) if self._pool else map(share, self._shares)
-        first_BP, *others = parts
-        for part_BP in others:
-            first_BP += part_BP
-        return first_BP
+        return _summed(self._of_each(partial(self._share, v_BP), self._shares))
+
+    def _of_each(self, work: Callable[[S], T], shares: Sequence[S]) -> list[T]:
+        """Some work on every share, each in a thread of its own where there are any."""
+        return list(self._pool.map(work, shares) if self._pool else map(work, shares))
 
     @torch.no_grad()
     def _share(self, v_BP: Tensor, chunks: Sequence[CachedChunk]) -> Tensor:
@@ -166,19 +173,20 @@ class MlpHessian:
         return _Direction(table, tensors[2::2], tensors[3::2])
 
     @torch.no_grad()
-    def _prepare(
-        self, theta_P: Tensor, parts: Sequence[Chunk | Chunks], labels: Sequence[Tensor]
-    ) -> list[CachedChunk]:
-        """Run every chunk forward and backward, keep what products need, add up the gradient."""
+    def _prepared(
+        self, theta_P: Tensor, labelled: Sequence[tuple[Chunk | Chunks, Tensor]]
+    ) -> _Prepared:
+        """Run chunks forward and backward, keep what products need, add up the gradient."""
         layers, act = self._layers, self._layers.activation
-        gradient = list(self._mlp.split(self.gradient_P).values())
+        loss, gradient_P = 0.0, torch.zeros_like(theta_P)
+        gradient = list(self._mlp.split(gradient_P).values())
         first = self._laid_out(theta_P)
         sums = self.columns.empty(gradient[1])
         chunks: list[CachedChunk] = []
-        for part, labels_n in zip(parts, labels, strict=True):
+        for part, labels_n in labelled:
             forward = layers.forward(part.times(first.table))
             scores_Cn = forward.scores_CN
-            self.loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
+            loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
             delta = layers.loss_signal(scores_Cn, layers.onehot(labels_n), self.examples)
             hidden = forward.hidden
             slopes: list[Tensor] = []
@@ -199,7 +207,7 @@ class MlpHessian:
             p_Cn = torch.softmax(scores_Cn, dim=0)
             chunks.append(CachedChunk(part, hidden, slopes, bends, deltas, p_Cn))
         self.columns.add_to(sums, gradient[0], gradient[1])
-        return chunks
+        return _Prepared(chunks, loss, gradient_P)
 
     def _add_product(
         self, chunk: CachedChunk, v: _Direction, result: Sequence[Tensor], first: Table
@@ -236,15 +244,26 @@ class MlpHessian:
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    """Some chunks, and their parts of the mean loss and of its gradient."""
+
+    chunks: Sequence[CachedChunk]
+    loss: float
+    gradient_P: Tensor
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of the shares' parts, in the first of them."""
+    first, *others = parts
+    for part in others:
+        first += part
+    return first
+
+
+@dataclass(frozen=True)
 class _Direction:
     """A direction v: its first layer as chunks take it, V_i and u_i of the layers above."""
 
     table: Table
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
-
-
-@cache
-def own_threads(threads: int) -> ThreadPoolExecutor:
-    """Threads each of which does its linear algebra alone."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="product", initializer=runtime.alone)

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectra.curvature.mlp_operator import MlpHessian, own_threads
+from spectra import runtime
+from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import LossSum
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
@@ -89,7 +90,7 @@ def recomputed(
             images_BP += images_part_BP
         return Recomputed(loss, gradient_P, images_BP)
 
-    pool = own_threads(len(shares)) if v_BP.device.type == "cpu" else None
+    pool = runtime.own_threads(len(shares)) if v_BP.device.type == "cpu" else None
     parts = list(pool.map(share, shares) if pool else map(share, shares))
     examples = len(labels_N)
     return Recomputed(

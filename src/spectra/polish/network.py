@@ -14,9 +14,8 @@ Letters: N examples, n of a chunk, P coordinates, p parameters of the network ev
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -134,7 +133,9 @@ def evaluated(mlp: Mlp, theta_P: Tensor, data: Labelled) -> tuple[float, Tensor]
     size = -(-len(parts) // shares)
     work = [parts[i : i + size] for i in range(0, len(parts), size)]
     share = partial(_share, mlp, theta_P, data)
-    sums = list(_pool(len(work)).map(share, work)) if on_cpu else list(map(share, work))
+    sums = (
+        list(runtime.own_threads(len(work)).map(share, work)) if on_cpu else list(map(share, work))
+    )
     examples = len(data.labels_N)
     gradient_P = torch.stack([gradient_P for _, gradient_P in sums]).sum(0).div_(examples)
     return sum(loss for loss, _ in sums) / examples, gradient_P
@@ -150,7 +151,7 @@ def _share(
         exact_nD = None if data.exact_ND is None else data.exact_ND[rows_n]
         one = Inputs(columns, [_double(chunk, exact_nD, columns)])
         labels_n = data.labels_N[rows_n]
-        local = MlpHessian(mlp, theta_P, theta_P[:0], labels_n, inputs=one)
+        local = MlpHessian(mlp, theta_P, theta_P[:0], labels_n, inputs=one, here=True)
         loss += local.loss * len(labels_n)
         gradient_P.add_(local.gradient_P, alpha=len(labels_n))
     return loss, gradient_P
@@ -174,9 +175,3 @@ def _double(chunk: Chunk, exact_nD: Tensor | None, columns: Columns) -> Chunk:
 
 def _in_double(listed: Entries | None) -> Entries | None:
     return None if listed is None else replace(listed, values=listed.values.double())
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads each of which does its linear algebra alone."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="evaluation", initializer=runtime.alone)
