@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from backgrounds import BACKGROUND, EDGES, mostly_background
-from spectra.inputs import Entries, Inputs, inputs_of
+from spectra.inputs import Chunk, Chunks, Entries, Inputs, inputs_of
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
@@ -36,18 +38,21 @@ def test_products_equal_those_of_the_matrix(chunk: int, background: float):
 
 
 def products(
-    inputs: Inputs, weight: Tensor, bias: Tensor, delta: Tensor
+    inputs: Inputs,
+    weight: Tensor,
+    bias: Tensor,
+    delta: Tensor,
+    parts: Sequence[Chunk | Chunks] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """X Vᵀ + u, Dᵀ X and Dᵀ 1 by way of the chunks."""
+    """X Vᵀ + u, Dᵀ X and Dᵀ 1 by way of the chunks, or of some put together."""
     columns = inputs.columns
     table, sums = columns.table(weight, bias), columns.empty(bias)
-    rows = torch.arange(len(delta))
+    parts = inputs.chunks if parts is None else parts
+    rows = torch.cat(inputs.split(torch.arange(len(delta))))
     up = torch.empty_like(delta)
-    for part, members, d_nH in zip(
-        inputs.chunks, inputs.split(rows), inputs.split(delta), strict=True
-    ):
+    for part, members in zip(parts, rows.split([part.count for part in parts]), strict=True):
         up[members] = part.times(table)
-        part.add_under(d_nH, sums)
+        part.add_under(delta[members], sums)
     under, total = torch.zeros_like(weight), torch.zeros_like(bias)
     columns.add_to(sums, under, total)
     return up, under, total
@@ -64,21 +69,11 @@ def test_a_narrow_network_takes_chunks_together(widest: int, threads: int, membe
     """As many as have the activations of one 128-wide chunk, shared out evenly; the same sums."""
     x = mostly_background(40, 9, BACKGROUND)
     inputs = inputs_of(x, chunk=4)
-    weight, bias, delta = layer(9, 40)
-    table, sums = inputs.columns.table(weight, bias), inputs.columns.empty(bias)
-    rows = torch.cat(inputs.split(torch.arange(40)))
-    up, under, total = torch.empty_like(delta), torch.zeros_like(weight), torch.zeros_like(bias)
 
     parts = inputs.together(widest, threads)
 
     assert [part.count for part in parts] == [4 * count for count in members]
-    for part, taken in zip(parts, rows.split([part.count for part in parts]), strict=True):
-        up[taken] = part.times(table)
-        part.add_under(delta[taken], sums)
-    inputs.columns.add_to(sums, under, total)
-    torch.testing.assert_close(up, x @ weight.T + bias, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(under, delta.T @ x, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(total, delta.sum(0), rtol=1e-12, atol=1e-13)
+    check(inputs, x, parts)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 12])
@@ -102,9 +97,9 @@ def layer(d: int, n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
                  for shape in shapes)  # fmt: skip
 
 
-def check(inputs: Inputs, x: Tensor) -> None:
+def check(inputs: Inputs, x: Tensor, parts: Sequence[Chunk | Chunks] | None = None) -> None:
     weight, bias, delta = layer(x.shape[1], len(x))
-    up, under, total = products(inputs, weight, bias, delta)
+    up, under, total = products(inputs, weight, bias, delta, parts)
     torch.testing.assert_close(up, x @ weight.T + bias, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(under, delta.T @ x, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(total, delta.sum(0), rtol=1e-12, atol=1e-13)

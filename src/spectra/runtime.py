@@ -93,8 +93,8 @@ def prepare_thread(machine: Runtime) -> None:
 def return_memory() -> None:
     """Give memory that was freed back to the system, where the C library keeps it for later.
 
-    glibc does so for every thread by itself; what a spectrum needs for a moment would add up to a
-    third of a sweep's memory.
+    glibc keeps what a thread has freed for that thread; what spectra need for a moment would add up
+    to a third of a sweep's memory.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
