@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import warnings
 from contextlib import closing
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from spectra.errors import StorageError
 from spectra.tracking import ENTRY, KIND, SWEEP, Logged, MlflowTracker, NoTracker
@@ -98,6 +102,31 @@ def test_a_sweep_is_a_parent_with_a_child_a_strength(book: Book, tmp_path: Path)
         history = book.client.get_metric_history(run.info.run_id, "epoch/loss")
         assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
         assert [f.path for f in book.client.list_artifacts(run.info.run_id)] == ["values.csv"]
+
+
+@pytest.mark.parametrize("statement", [1, 5, 8, 9, 12])
+def test_a_signal_within_a_transaction_leaves_no_lock(book: Book, statement: int):
+    """Raised there, it left the database locked: the sweep stood there as running for good."""
+    tracker = book.tracker()
+    begin(tracker)
+    seen = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == statement:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    event.listen(Engine, "after_cursor_execute", interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tracker.log(strength("a"), step=0)
+    finally:
+        event.remove(Engine, "after_cursor_execute", interrupt)
+    tracker.end("KILLED", metrics={}, files=[])
+
+    assert seen >= statement
+    assert sorted(book.statuses()) == ["FINISHED", "KILLED"]
 
 
 def test_numbers_that_are_not_finite_are_left_out(book: Book):

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spectra.errors import StorageError, UnreachableError
+from spectra.interruption import held_back
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -138,9 +139,13 @@ class NoTracker:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the store trips over in the middle of a sweep into one line with a remedy."""
+    """Turn what the store trips over in the middle of a sweep into one line with a remedy.
+
+    Signals wait until the store has done what it was asked: a fraction of a second.
+    """
     try:
-        yield
+        with held_back():
+            yield
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
