@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backgrounds import BACKGROUND, EDGES, mostly_background
-from spectra.inputs import Chunk, Chunks, Entries, Inputs, inputs_of
+from spectra.inputs import Entries, Inputs, Rows, inputs_of
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
@@ -42,7 +42,7 @@ def products(
     weight: Tensor,
     bias: Tensor,
     delta: Tensor,
-    parts: Sequence[Chunk | Chunks] | None = None,
+    parts: Sequence[Rows] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """X Vᵀ + u, Dᵀ X and Dᵀ 1 by way of the chunks, or of some put together."""
     columns = inputs.columns
@@ -97,7 +97,7 @@ def layer(d: int, n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
                  for shape in shapes)  # fmt: skip
 
 
-def check(inputs: Inputs, x: Tensor, parts: Sequence[Chunk | Chunks] | None = None) -> None:
+def check(inputs: Inputs, x: Tensor, parts: Sequence[Rows] | None = None) -> None:
     weight, bias, delta = layer(x.shape[1], len(x))
     up, under, total = products(inputs, weight, bias, delta, parts)
     torch.testing.assert_close(up, x @ weight.T + bias, rtol=1e-12, atol=1e-13)
@@ -112,7 +112,7 @@ def test_there_is_nothing_that_cannot_be_divided(name: str, chunk: int):
     x = EDGES[name]
     inputs = inputs_of(x, chunk=chunk)
 
-    assert sum(len(part.often_nO) for part in inputs.chunks) == len(x)
+    assert sum(part.count for part in inputs.chunks) == len(x)
     check(inputs, x)
 
 
@@ -123,14 +123,14 @@ def test_a_product_only_reads():
     inputs = inputs_of(x, chunk=12)
     weight, bias, _ = layer(9, 12)
     table = inputs.columns.table(weight, bias)
-    held = [x.clone(), weight.clone(), bias.clone(), table.bias_H.clone()]
+    held = [x.clone(), weight.clone(), bias.clone(), table.bias.clone()]
     (members,) = inputs.split(torch.arange(12))
 
     product = inputs.chunks[0].times(table)
 
     expected = (x @ weight.T + bias)[members]
     torch.testing.assert_close(product, expected, rtol=1e-13, atol=1e-13)
-    for tensor, copy in zip([x, weight, bias, table.bias_H], held, strict=True):
+    for tensor, copy in zip([x, weight, bias, table.bias], held, strict=True):
         assert torch.equal(tensor, copy)
 
 
@@ -159,7 +159,7 @@ def test_columns_are_divided_by_how_often_they_are_off_the_background():
 
     assert inputs.columns.listed
     assert inputs.columns.background == 0
-    assert inputs.chunks[0].often_O.tolist() == [1, 3]
+    assert inputs.chunks[0].often_O.tolist() == [1, 3, 4]
     assert inputs.chunks[0].by_example.columns.unique().tolist() == [0]
 
 
@@ -175,7 +175,7 @@ def test_rows_are_put_together_by_label_and_by_what_is_off_the_background():
 
     assert inputs.order_N.tolist() == [5, 1, 7, 3, 2, 6, 0, 4]
     assert [part.tolist() for part in inputs.split(labels)] == [[0] * 4, [1] * 4]
-    assert [part.often_O.tolist() for part in inputs.chunks] == [[0, 1], [4, 5, 6]]
+    assert [part.often_O.tolist() for part in inputs.chunks] == [[0, 1, 8], [4, 5, 6, 8]]
 
 
 @pytest.mark.parametrize("threads", [2, 5])

@@ -38,6 +38,9 @@ def test_equal_to_plain_products(n: int, x: int, y: int):
     torch.testing.assert_close(sums, w + a.T @ b, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(narrow.product(a, w), a @ w, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(narrow.product(a, w, w[0]), a @ w + w[0], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(narrow.outer(a, b), a.T @ b, rtol=1e-13, atol=1e-13)
+    more = narrow.add_product(b.clone(), a, w)
+    torch.testing.assert_close(more, b + a @ w, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("x", WIDTHS)

@@ -9,6 +9,7 @@ import random
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from spectra.errors import ParameterError
-from spectra.runtime import alone, generator, prepare, return_memory, threads
+from spectra.runtime import alone, generator, of_each, prepare, return_memory, shares, threads
 
 
 @pytest.fixture
@@ -159,6 +160,30 @@ def test_threads_are_given_back_even_after_a_failure():
 
 
 @pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, ["abcde"]), (2, ["abc", "de"]), (4, ["ab", "cd", "e"]), (9, list("abcde"))],
+)
+def test_shares_are_even_and_in_order(count: int, expected: list[str]):
+    assert shares("abcde", count) == expected
+    assert shares("", count) == []
+
+
+def test_work_is_done_on_each_in_order_by_threads_of_their_own_or_by_this_one():
+    def name(_: int) -> str:
+        together.wait(timeout=10)
+        return threading.current_thread().name
+
+    together = threading.Barrier(2)
+    names = of_each(name, [1, 2], alone=True)
+    together = threading.Barrier(1)
+
+    assert len(set(names)) == 2
+    assert threading.current_thread().name not in names
+    assert of_each(name, [1, 2], alone=False) == [threading.current_thread().name] * 2
+    assert of_each(str, [3, 1, 2], alone=True) == ["3", "1", "2"]
+
+
 def test_a_thread_alone_has_no_others_and_no_denormals():
     torch.set_flush_denormal(False)
     torch.set_num_threads(2)

@@ -43,8 +43,8 @@ def test_inputs_are_divided_once(tiny: Tiny):
 
     assert bench.train_set.inputs is inputs
     assert inputs.columns.listed
-    assert sum(len(chunk.often_nO) for chunk in inputs.chunks) == 2500
-    assert sum(len(chunk.often_nO) for chunk in test.chunks) == 500
+    assert sum(chunk.count for chunk in inputs.chunks) == 2500
+    assert sum(chunk.count for chunk in test.chunks) == 500
 
 
 def test_the_dtype_is_that_of_the_parameters(tiny: Tiny):

@@ -34,17 +34,29 @@ def product(a_nX: Tensor, w_XY: Tensor, bias_Y: Tensor | None = None) -> Tensor:
     return result_Yn.t()
 
 
-def add_outer(sums_XY: Tensor, a_nX: Tensor, b_nY: Tensor) -> None:
-    """Add aᵀb, a sum over rows, to what is there."""
+def add_product(sums_nY: Tensor, a_nX: Tensor, w_XY: Tensor) -> Tensor:
+    """Add the product aw to what is there, which is returned."""
+    if w_XY.shape[1] >= NARROW:
+        return sums_nY.addmm_(a_nX, w_XY)
+    return sums_nY.add_(product(a_nX, w_XY))
+
+
+def outer(a_nX: Tensor, b_nY: Tensor) -> Tensor:
+    """The product aᵀb, a sum over rows."""
     x, y = a_nX.shape[1], b_nY.shape[1]
     if x >= _FEW and y >= NARROW:
+        return a_nX.t() @ b_nY
+    if y >= _FEW and x >= NARROW:
+        return (b_nY.t() @ a_nX).t()
+    return _in_blocks(b_nY, a_nX).t() if y < x else _in_blocks(a_nX, b_nY)
+
+
+def add_outer(sums_XY: Tensor, a_nX: Tensor, b_nY: Tensor) -> None:
+    """Add aᵀb to what is there."""
+    if a_nX.shape[1] >= _FEW and b_nY.shape[1] >= NARROW:
         sums_XY.addmm_(a_nX.t(), b_nY)
-    elif y >= _FEW and x >= NARROW:
-        sums_XY += (b_nY.t() @ a_nX).t()
-    elif y < x:
-        sums_XY += _in_blocks(b_nY, a_nX).t()
     else:
-        sums_XY += _in_blocks(a_nX, b_nY)
+        sums_XY += outer(a_nX, b_nY)
 
 
 def _in_blocks(a_nX: Tensor, b_nY: Tensor) -> Tensor:

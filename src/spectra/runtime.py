@@ -14,16 +14,20 @@ import ctypes
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from spectra.errors import ParameterError
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _PURPOSES = {"weights": 0, "batches": 1, "lanczos": 2, "certificate": 3, "polish": 4}
 
@@ -81,6 +85,21 @@ def alone() -> None:
 def own_threads(count: int) -> ThreadPoolExecutor:
     """Threads each of which does its linear algebra alone; those of a count are made once."""
     return ThreadPoolExecutor(count, thread_name_prefix="alone", initializer=alone)
+
+
+def shares(items: Sequence[S], count: int) -> list[Sequence[S]]:
+    """Things divided among so many, in their order; fewer shares where there are fewer things."""
+    size = max(1, -(-len(items) // count))
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def of_each(work: Callable[[S], T], members: Sequence[S], *, alone: bool) -> list[T]:
+    """Some work on every member, by a thread of its own that works alone, or one after the other.
+
+    Threads that meet at the end of every small operation would stand still whenever another
+    program took one core for a moment; those that work alone do not wait for each other.
+    """
+    return list(own_threads(len(members)).map(work, members) if alone else map(work, members))
 
 
 def prepare_thread(machine: Runtime) -> None:

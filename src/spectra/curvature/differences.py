@@ -17,14 +17,17 @@ layer, Y units of the next, n examples of a chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectra import narrow
 from spectra.curvature.equal_units import Quotient
-from spectra.curvature.mlp_operator import MlpHessian
-from spectra.inputs import Chunk, Columns
+from spectra.curvature.mlp_operator import MlpHessian, summed
+from spectra.inputs import Chunk, Columns, Rows
 
 
 class Differences:
@@ -51,14 +54,18 @@ class Differences:
         self._sizes = (len(below.counts_G), 1, len(above.counts_G))
         self.dim = len(self.classes_G) * sum(self._sizes)
         self._columns = Columns(len(below.counts_G)) if layer else hessian.columns
-        self._parts = [
-            (
-                Chunk(part.hidden[layer - 1]) if layer else part.inputs,
-                part.slopes[layer][:, self.classes_G],
-                part.bends[layer][:, self.classes_G] / counts_G,
-                part.deltas[layer] * above.counts_G.rsqrt(),
-            )
-            for part in hessian.chunks
+        self._of_each = hessian.of_each
+        self._shares = [
+            [
+                _Part(
+                    Chunk(cached.hidden[layer - 1]) if layer else cached.inputs,
+                    cached.slopes[layer][:, self.classes_G],
+                    cached.bends[layer][:, self.classes_G] / counts_G,
+                    cached.deltas[layer] * above.counts_G.rsqrt(),
+                )
+                for cached in share
+            ]
+            for share in hessian.shares
         ]
 
     def split(self, v_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,15 +73,19 @@ class Differences:
         x_GF, u_G1, y_GY = v_p.view(len(self.classes_G), -1).split(self._sizes, dim=1)
         return x_GF, u_G1[:, 0], y_GY
 
-    @torch.no_grad()
     def __call__(self, v_p: Tensor) -> Tensor:
         """The product Dv."""
+        return summed(self._of_each(partial(self._share, v_p), self._shares))
+
+    @torch.no_grad()
+    def _share(self, v_p: Tensor, parts: Sequence[_Part]) -> Tensor:
+        """The part of a product that some chunks contribute."""
         result_p = torch.zeros_like(v_p)
         x_GF, u_G, y_GY = self.split(v_p)
         rx_GF, ru_G, ry_GY = self.split(result_p)
         table = self._columns.table(x_GF * self._scale_F, u_G)
         sums = self._columns.empty(u_G)
-        for below, slopes_nG, bends_nG, deltas_nY in self._parts:
+        for below, slopes_nG, bends_nG, deltas_nY in parts:
             ra_nG = below.times(table)
             narrow.add_outer(ry_GY, slopes_nG * ra_nG, deltas_nY)
             signal_nG = slopes_nG * narrow.product(deltas_nY, y_GY.t()) + bends_nG * ra_nG
@@ -100,3 +111,12 @@ class Differences:
         bias[units] = alpha * u
         leaving[:, units] = torch.outer((y_Y * above.counts_G.rsqrt())[above.of_unit_H], alpha)
         return result_P
+
+
+class _Part(NamedTuple):
+    """Of a chunk: what the layer is given, s and b of its classes, Δ of the next layer's."""
+
+    below: Rows
+    slopes_nG: Tensor
+    bends_nG: Tensor
+    deltas_nY: Tensor

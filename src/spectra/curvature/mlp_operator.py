@@ -11,10 +11,9 @@ Pearlmutter's R-operator, written out: with R{·} the derivative in direction v 
 Everything that does not depend on v (h, φ', φ''∘e, δ, p) is computed once per network; a
 product costs two products with the data matrix and six with each hidden matrix, over chunks of
 examples that stay in cache. Each thread takes its own share of the chunks from end to end and
-the shares are added in their order: threads that met at the end of every small operation would
-stand still whenever another program took one core for a moment. On a GPU all chunks are captured as
-one graph where that holds nobody up: the host takes longer to launch the operations of a product
-one by one than the GPU to do them.
+the shares are added in their order. On a GPU all chunks are captured as one graph where that holds
+nobody up: the host takes longer to launch the operations of a product one by one than the GPU to do
+them.
 
 Leaving out the terms with δ (the curvature of the network, not of the loss) gives the
 Gauss-Newton matrix, which is positive semi-definite and here equal to the Fisher matrix.
@@ -31,7 +30,6 @@ gradient descent, Neural Computation 14 (2002) 1723-1738.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -42,7 +40,7 @@ from torch import Tensor
 from spectra import narrow, runtime
 from spectra.backprop import Layers
 from spectra.curvature.operator import check_finite
-from spectra.inputs import Chunk, Chunks, Inputs, Table, inputs_of
+from spectra.inputs import Inputs, Rows, Table, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
 from spectra.streams import Graph, may_capture
@@ -60,7 +58,7 @@ class CachedChunk:
     transposed, (C, n): with a few classes, that is the fast way round for matrix products.
     """
 
-    inputs: Chunk | Chunks
+    inputs: Rows
     hidden: Sequence[Tensor]
     slopes: Sequence[Tensor]
     bends: Sequence[Tensor]
@@ -90,7 +88,7 @@ class MlpHessian:
         loss: The mean cross-entropy at θ.
         gradient_P: Its gradient.
         columns: How the columns of the inputs are taken.
-        chunks: What is cached of each chunk.
+        shares: What is cached of each chunk, by the threads that take them.
 
     Raises:
         ValueError: There are no examples.
@@ -122,17 +120,14 @@ class MlpHessian:
         parts = inputs.together(max(mlp.widths[1:]), threads)
         labels = torch.cat(inputs.split(labels_N)).split([part.count for part in parts])
         labelled = list(zip(parts, labels, strict=True))
-        size = -(-len(labelled) // threads)
-        shares = [labelled[i : i + size] for i in range(0, len(labelled), size)]
         self._graph: Graph[Tensor] | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        if theta_P.device.type == "cpu" and not here:
-            self._pool = runtime.own_threads(len(shares))
-        prepared = self._of_each(partial(self._prepared, theta_P.detach()), shares)
-        self._shares = [share.chunks for share in prepared]
-        self.chunks = [chunk for chunks in self._shares for chunk in chunks]
+        self._alone = theta_P.device.type == "cpu" and not here
+        prepared = self.of_each(
+            partial(self._prepared, theta_P.detach()), runtime.shares(labelled, threads)
+        )
+        self.shares = [share.chunks for share in prepared]
         self.loss = sum(share.loss for share in prepared)
-        self.gradient_P = _summed([share.gradient_P for share in prepared])
+        self.gradient_P = summed([share.gradient_P for share in prepared])
         check_finite(self)
 
     def __call__(self, v_P: Tensor) -> Tensor:
@@ -141,17 +136,18 @@ class MlpHessian:
             return self.block(v_P[None])[0]
         self.products += 1
         if self._graph is None:
-            self._graph = Graph(partial(self._share, chunks=self.chunks), v_P[None])
+            every = [chunk for chunks in self.shares for chunk in chunks]
+            self._graph = Graph(partial(self._share, chunks=every), v_P[None])
         return self._graph.replay(v_P[None])[0].clone()
 
     def block(self, v_BP: Tensor) -> Tensor:
         """The products of B vectors (B, P), chunk by chunk: what is cached is read once."""
         self.products += len(v_BP)
-        return _summed(self._of_each(partial(self._share, v_BP), self._shares))
+        return summed(self.of_each(partial(self._share, v_BP), self.shares))
 
-    def _of_each(self, work: Callable[[S], T], shares: Sequence[S]) -> list[T]:
-        """Some work on every share, each in a thread of its own where there are any."""
-        return list(self._pool.map(work, shares) if self._pool else map(work, shares))
+    def of_each(self, work: Callable[[S], T], shares: Sequence[S]) -> list[T]:
+        """Some work on every share, each in a thread of its own where products are."""
+        return runtime.of_each(work, shares, alone=self._alone)
 
     @torch.no_grad()
     def _share(self, v_BP: Tensor, chunks: Sequence[CachedChunk]) -> Tensor:
@@ -173,9 +169,7 @@ class MlpHessian:
         return _Direction(table, tensors[2::2], tensors[3::2])
 
     @torch.no_grad()
-    def _prepared(
-        self, theta_P: Tensor, labelled: Sequence[tuple[Chunk | Chunks, Tensor]]
-    ) -> _Prepared:
+    def _prepared(self, theta_P: Tensor, labelled: Sequence[tuple[Rows, Tensor]]) -> _Prepared:
         """Run chunks forward and backward, keep what products need, add up the gradient."""
         layers, act = self._layers, self._layers.activation
         loss, gradient_P = 0.0, torch.zeros_like(theta_P)
@@ -252,8 +246,8 @@ class _Prepared:
     gradient_P: Tensor
 
 
-def _summed(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of the shares' parts, in the first of them."""
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of the shares' parts, in their order and in the first of them."""
     first, *others = parts
     for part in others:
         first += part

@@ -18,7 +18,7 @@ Source: B. A. Pearlmutter, Fast exact multiplication by the Hessian, Neural Comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -77,10 +77,8 @@ def recomputed(
         raise ValueError("a Hessian of a mean loss needs at least one example, got none")
     chunk = chunk or (CHUNK if v_BP.device.type == "cpu" else GPU_CHUNK)
     chunks = list(zip(inputs_ND.split(chunk), labels_N.split(chunk), strict=True))
-    size = -(-len(chunks) // threads)
-    shares = [chunks[i : i + size] for i in range(0, len(chunks), size)]
 
-    def share(members: list[tuple[Tensor, Tensor]]) -> Recomputed:
+    def share(members: Sequence[tuple[Tensor, Tensor]]) -> Recomputed:
         loss, gradient_P, images_BP = 0.0, v_BP.new_zeros(v_BP.shape[1]), torch.zeros_like(v_BP)
         for x_nD, y_n in members:
             on_chunk()
@@ -90,8 +88,8 @@ def recomputed(
             images_BP += images_part_BP
         return Recomputed(loss, gradient_P, images_BP)
 
-    pool = runtime.own_threads(len(shares)) if v_BP.device.type == "cpu" else None
-    parts = list(pool.map(share, shares) if pool else map(share, shares))
+    on_cpu = v_BP.device.type == "cpu"
+    parts = runtime.of_each(share, runtime.shares(chunks, threads), alone=on_cpu)
     examples = len(labels_N)
     return Recomputed(
         sum(found.loss for found in parts) / examples,

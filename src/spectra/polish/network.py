@@ -14,6 +14,7 @@ Letters: N examples, n of a chunk, P coordinates, p parameters of the network ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from spectra import runtime
 from spectra.curvature.equal_units import Quotient
 from spectra.curvature.mlp_operator import MlpHessian
-from spectra.inputs import Chunk, Columns, Entries, Inputs
+from spectra.inputs import Chunk, Columns, DividedChunk, Entries, Inputs, with_ones
 from spectra.mlp import Mlp
 
 
@@ -102,7 +103,7 @@ class NetworkLocal:
     def hessian(self) -> MlpHessian:
         """The Hessian of the network evaluated, in the dtype of the data."""
         if self._hessian is None:
-            dtype = self._data.inputs.chunks[0].often_nO.dtype
+            dtype = self._data.inputs.dtype
             with runtime.threads(1):
                 self._hessian = MlpHessian(
                     self._mlp, self._theta_P.to(dtype), self._theta_P[:0], self._data.labels_N,
@@ -129,20 +130,15 @@ def evaluated(mlp: Mlp, theta_P: Tensor, data: Labelled) -> tuple[float, Tensor]
     rows_N = torch.arange(len(data.labels_N), device=theta_P.device)
     parts = list(zip(inputs.chunks, inputs.split(rows_N), strict=True))
     on_cpu = theta_P.device.type == "cpu"
-    shares = data.threads if on_cpu else 1
-    size = -(-len(parts) // shares)
-    work = [parts[i : i + size] for i in range(0, len(parts), size)]
-    share = partial(_share, mlp, theta_P, data)
-    sums = (
-        list(runtime.own_threads(len(work)).map(share, work)) if on_cpu else list(map(share, work))
-    )
+    shares = runtime.shares(parts, data.threads if on_cpu else 1)
+    sums = runtime.of_each(partial(_share, mlp, theta_P, data), shares, alone=on_cpu)
     examples = len(data.labels_N)
     gradient_P = torch.stack([gradient_P for _, gradient_P in sums]).sum(0).div_(examples)
     return sum(loss for loss, _ in sums) / examples, gradient_P
 
 
 def _share(
-    mlp: Mlp, theta_P: Tensor, data: Labelled, parts: list[tuple[Chunk, Tensor]]
+    mlp: Mlp, theta_P: Tensor, data: Labelled, parts: Sequence[tuple[Chunk | DividedChunk, Tensor]]
 ) -> tuple[float, Tensor]:
     """Sums of loss and gradient over some chunks, each given with its rows."""
     loss, gradient_P = 0.0, torch.zeros_like(theta_P)
@@ -157,21 +153,23 @@ def _share(
     return loss, gradient_P
 
 
-def _double(chunk: Chunk, exact_nD: Tensor | None, columns: Columns) -> Chunk:
+def _double(
+    chunk: Chunk | DividedChunk, exact_nD: Tensor | None, columns: Columns
+) -> Chunk | DividedChunk:
     """A chunk in float64, its differences from the background taken anew where that can be."""
-    if exact_nD is None or not columns.listed:
+    if isinstance(chunk, Chunk):
+        return Chunk(chunk.x_nD.double())
+    if exact_nD is None:
         return replace(
             chunk, often_nO=chunk.often_nO.double(),
             by_example=_in_double(chunk.by_example), by_column=_in_double(chunk.by_column),
         )  # fmt: skip
     s_nD = exact_nD.double() - columns.background
-    assert chunk.by_example is not None
-    assert chunk.by_column is not None
-    return Chunk(
-        s_nD[:, chunk.often_O], chunk.often_O,
+    return DividedChunk(
+        with_ones(s_nD[:, chunk.often_O[:-1]]), chunk.often_O,
         chunk.by_example.valued_as_in(s_nD), chunk.by_column.valued_as_in(s_nD.t()),
     )  # fmt: skip
 
 
-def _in_double(listed: Entries | None) -> Entries | None:
-    return None if listed is None else replace(listed, values=listed.values.double())
+def _in_double(listed: Entries) -> Entries:
+    return replace(listed, values=listed.values.double())

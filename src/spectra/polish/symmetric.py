@@ -69,7 +69,7 @@ def polish_network(
         NonFiniteError: The network is not finite at the weights.
     """
     whole = NetworkLandscape(mlp, data)
-    products_in = data.inputs.chunks[0].often_nO.dtype
+    products_in = data.inputs.dtype
     doubled_P = theta_P.detach().double()
 
     def descend(
