@@ -20,6 +20,7 @@ Letters: N examples of a batch, H units of a layer, C classes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,8 @@ class Layers:
 
     def loss_signal(self, scores_CN: Tensor, onehot_NC: Tensor, examples: int) -> Tensor:
         """δ_L (N, C) of a mean cross-entropy over so many examples, the batch among them."""
-        return torch.softmax(scores_CN, dim=-2).sub_(onehot_NC.mT).div_(examples).mT
+        number = _tensor_of(examples, scores_CN.dtype)
+        return torch.softmax(scores_CN, dim=-2).sub_(onehot_NC.mT).div_(number).mT
 
     def onehot(self, labels: Tensor) -> Tensor:
         """Labels of any shape with a last dimension (C,) of ones and zeros, as the parameters."""
@@ -112,6 +114,12 @@ class Layers:
             error = self.product(delta, self.weights[i + 1])
             delta = self.activation.pull(error, forward.pre[i], forward.hidden[i])
             yield Signal(i, delta, error)
+
+
+@cache
+def _tensor_of(number: int, dtype: torch.dtype) -> Tensor:
+    """A number as division takes it at once: to make a tensor of it takes twice as long."""
+    return torch.tensor(number, dtype=dtype)
 
 
 def write_gradients(gradients: Layers, layer: int, delta_NH: Tensor, below_NI: Tensor) -> None:

@@ -130,8 +130,10 @@ class Entries:
 
     def times(self, table: Tensor) -> Tensor:
         """The product of the matrix with a table of as many rows as it has columns."""
-        # Other strides, also that of a single column, cost three to twenty times as much.
-        rows = table.contiguous().view(-1).view(table.shape)
+        rows = table
+        if table.stride() != (table.shape[1], 1):
+            # Other strides, also that of a single column, cost three to twenty times as much.
+            rows = table.contiguous().view(-1).view(table.shape)
         # The checks of `functional.embedding_bag` take as long as a small product.
         return torch.embedding_bag(
             rows, self.columns, self.starts, mode=_SUM, per_sample_weights=self.values

@@ -311,7 +311,8 @@ class _SplitBatch:
 
     def up(self) -> Tensor:
         listed_BH = self._by_example.times(self._first.seldom_SH)
-        return torch.addmm(listed_BH[0], self._x_BO, self._first.often_OH).add_(listed_BH[1:])
+        a_BH = listed_BH[1:].add_(listed_BH[0])
+        return a_BH.addmm_(self._x_BO, self._first.often_OH)
 
     def down(self, delta_BH: Tensor) -> None:
         first = self._first
