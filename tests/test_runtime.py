@@ -19,7 +19,16 @@ import pytest
 import torch
 
 from spectra.errors import ParameterError
-from spectra.runtime import alone, generator, of_each, prepare, return_memory, shares, threads
+from spectra.runtime import (
+    ahead,
+    alone,
+    generator,
+    of_each,
+    prepare,
+    return_memory,
+    shares,
+    threads,
+)
 
 
 @pytest.fixture
@@ -182,6 +191,30 @@ def test_work_is_done_on_each_in_order_by_threads_of_their_own_or_by_this_one():
     assert threading.current_thread().name not in names
     assert of_each(name, [1, 2], alone=False) == [threading.current_thread().name] * 2
     assert of_each(str, [3, 1, 2], alone=True) == ["3", "1", "2"]
+
+
+def test_work_ahead_is_one_further_and_in_order():
+    begun: list[int] = []
+
+    def work(item: int) -> tuple[int, str]:
+        begun.append(item)
+        return item, threading.current_thread().name
+
+    results = ahead(work, [4, 2, 3])
+    first = next(results)
+    rest = list(results)
+
+    assert [item for item, _ in [first, *rest]] == begun == [4, 2, 3]
+    assert threading.current_thread().name not in {name for _, name in rest}
+    assert list(ahead(work, [])) == []
+
+
+def test_what_fails_ahead_fails_where_it_is_used():
+    results = ahead(lambda item: 1 / item, [1, 0])
+
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def test_a_thread_alone_has_no_others_and_no_denormals():

@@ -7,7 +7,7 @@ of ones among them by which the bias is one weight more. The entries of the othe
 background, less the background, are listed: by example for the way up, by column for the way down.
 The background itself is an example more in each batch, the first, with all that the others miss.
 Listing one random batch after the other would cost what it saves; many batches are listed at once,
-by counting.
+by counting, and the next ones by another thread while these are learnt from.
 
 For that the parameters of the first layer lie transposed and in the order (often, bias, seldom)
 while they are trained. Optimisers and penalties of this package act on each parameter by itself, so
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from spectra import runtime
 from spectra.backprop import Layers, write_gradients
 from spectra.inputs import CHUNK, SPARSE_BELOW, Entries
 from spectra.mlp import Mlp
@@ -286,12 +288,20 @@ class _SplitLayer:
         self._rows, self._onehot_NC = rows, onehot_NC
 
     def batches(self, order_N: Tensor, size: int) -> Iterator[Batch]:
-        for order_n in order_N.split(max(1, _TOGETHER // size) * size):
-            dense = torch.embedding(self._rows.dense_NO, order_n).split(size)
-            onehot = torch.embedding(self._onehot_NC, order_n).split(size)
-            listed = self._rows.batches_of(order_n.numpy(), size)
-            for x_BO, onehot_BC, entries in zip(dense, onehot, listed, strict=True):
-                yield _SplitBatch(self, x_BO, onehot_BC, *entries)
+        together = order_N.split(max(1, _TOGETHER // size) * size)
+        for batches in runtime.ahead(partial(self._gathered, size), together):
+            yield from batches
+
+    @torch.inference_mode()
+    def _gathered(self, size: int, order_n: Tensor) -> list[_SplitBatch]:
+        """Some batches, with what they are made of side by side in memory."""
+        dense = torch.embedding(self._rows.dense_NO, order_n).split(size)
+        onehot = torch.embedding(self._onehot_NC, order_n).split(size)
+        listed = self._rows.batches_of(order_n.numpy(), size)
+        return [
+            _SplitBatch(self, x_BO, onehot_BC, *entries)
+            for x_BO, onehot_BC, entries in zip(dense, onehot, listed, strict=True)
+        ]
 
 
 class _SplitBatch:

@@ -14,8 +14,8 @@ import ctypes
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -100,6 +100,22 @@ def of_each(work: Callable[[S], T], members: Sequence[S], *, alone: bool) -> lis
     program took one core for a moment; those that work alone do not wait for each other.
     """
     return list(own_threads(len(members)).map(work, members) if alone else map(work, members))
+
+
+@cache
+def _helper() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="ahead", initializer=alone)
+
+
+def ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Some work on each, the next being done by another thread while a result is used."""
+    following: Future[T] | None = None
+    for item in items:
+        ready, following = following, _helper().submit(work, item)
+        if ready is not None:
+            yield ready.result()
+    if following is not None:
+        yield following.result()
 
 
 def prepare_thread(machine: Runtime) -> None:
