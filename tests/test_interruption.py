@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
+from signal import raise_signal
 from types import FrameType
 
 import pytest
@@ -27,42 +27,38 @@ def told() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
-def send(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
 def test_a_signal_waits_for_the_end(told: list[int]):
     with held_back():
-        send(signal.SIGTERM)
+        raise_signal(signal.SIGTERM)
         assert told == []
 
     assert told == [signal.SIGTERM]
-    send(signal.SIGINT)
+    raise_signal(signal.SIGINT)
     assert told == [signal.SIGTERM, signal.SIGINT]
 
 
 def test_a_second_signal_does_not_wait(told: list[int]):
     with held_back():
-        send(signal.SIGINT)
-        send(signal.SIGINT)
+        raise_signal(signal.SIGINT)
+        raise_signal(signal.SIGINT)
         assert told == [signal.SIGINT]
 
 
 def test_what_a_handler_raises_comes_out_of_the_block():
     with pytest.raises(KeyboardInterrupt), held_back():
-        send(signal.SIGINT)
+        raise_signal(signal.SIGINT)
 
 
 def test_a_signal_is_not_lost_where_the_block_fails():
     with pytest.raises(KeyboardInterrupt), held_back():
-        send(signal.SIGINT)
+        raise_signal(signal.SIGINT)
         raise ValueError
 
 
 def test_a_signal_that_is_ignored_stays_so(told: list[int]):
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with held_back():
-        send(signal.SIGINT)
+        raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, handler)
 
     assert told == []

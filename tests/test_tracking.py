@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import warnings
@@ -115,7 +114,7 @@ def test_a_signal_within_a_transaction_leaves_no_lock(book: Book, statement: int
         nonlocal seen
         seen += 1
         if seen == statement:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     event.listen(Engine, "after_cursor_execute", interrupt)
     try:
