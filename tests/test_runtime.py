@@ -168,7 +168,6 @@ def test_threads_are_given_back_even_after_a_failure():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize(
     ("count", "expected"),
     [(1, ["abcde"]), (2, ["abc", "de"]), (4, ["ab", "cd", "e"]), (9, list("abcde"))],
@@ -217,6 +216,7 @@ def test_what_fails_ahead_fails_where_it_is_used():
         next(results)
 
 
+@pytest.mark.usefixtures("restored")
 def test_a_thread_alone_has_no_others_and_no_denormals():
     torch.set_flush_denormal(False)
     torch.set_num_threads(2)
