@@ -141,7 +141,8 @@ class NoTracker:
 def _explained() -> Iterator[None]:
     """Turn what the store trips over in the middle of a sweep into one line with a remedy.
 
-    Signals wait until the store has done what it was asked: a fraction of a second.
+    A signal waits until the store has done what it was asked, or has said that it cannot: for a
+    fraction of a second, longer where a server does not answer. A second signal does not wait.
     """
     try:
         with held_back():
