@@ -66,6 +66,12 @@ def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def interruptible() -> None:
+    """SIGINT raises `KeyboardInterrupt`, whatever the shell or a command here has made of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `data.root` in which the shipped digits are laid out."""

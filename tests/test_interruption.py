@@ -44,11 +44,13 @@ def test_a_second_signal_does_not_wait(told: list[int]):
         assert told == [signal.SIGINT]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_what_a_handler_raises_comes_out_of_the_block():
     with pytest.raises(KeyboardInterrupt), held_back():
         raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_is_not_lost_where_the_block_fails():
     with pytest.raises(KeyboardInterrupt), held_back():
         raise_signal(signal.SIGINT)

@@ -103,6 +103,7 @@ def test_a_sweep_is_a_parent_with_a_child_a_strength(book: Book, tmp_path: Path)
         assert [f.path for f in book.client.list_artifacts(run.info.run_id)] == ["values.csv"]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("statement", [1, 5, 8, 9, 12])
 def test_a_signal_within_a_transaction_leaves_no_lock(book: Book, statement: int):
     """Raised there, it left the database locked: the sweep stood there as running for good."""
