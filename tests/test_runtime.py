@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -214,6 +215,16 @@ def test_what_fails_ahead_fails_where_it_is_used():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_thread_alone_stays_so_whatever_others_set_before_it_computes():
+    """It would take up their number, and sum in another order than in the next process."""
+    with ThreadPoolExecutor(1, initializer=alone) as pool:
+        pool.submit(int).result()  # begun, and nothing computed
+        torch.set_num_threads(2)
+
+        assert pool.submit(torch.get_num_threads).result() == 1
 
 
 @pytest.mark.usefixtures("restored")

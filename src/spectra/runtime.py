@@ -76,7 +76,13 @@ def prepare(*, seed: int, device: str, dtype: str, threads: int) -> Runtime:
 
 
 def alone() -> None:
-    """Set up a thread that does its linear algebra by itself, beside others that do the same."""
+    """Set up a thread that does its linear algebra by itself, beside others that do the same.
+
+    PyTorch gives a thread, when that first computes, the number that any thread has set last. It is
+    asked for before it is set, so that this is over: whoever sets another in between would give
+    this thread two for good, which sum in another order.
+    """
+    torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
