@@ -121,6 +121,17 @@ class Entries:
         starts = torch.searchsorted(places, width * torch.arange(len(matrix)), out_int32=True)
         return cls((places % width).int(), matrix.view(-1)[places], starts)
 
+    @classmethod
+    def one_after_other(cls, parts: Sequence[Entries], counts: Sequence[int] = ()) -> Entries:
+        """Put matrices below each other; each has its own columns where their counts are given."""
+        lengths = torch.tensor([0, *(len(part.values) for part in parts)]).cumsum(0).tolist()
+        starts = [part.starts + length for part, length in zip(parts, lengths[:-1], strict=True)]
+        columns = [part.columns for part in parts]
+        if counts:
+            before = torch.tensor([0, *counts[:-1]]).cumsum(0).tolist()
+            columns = [part + shift for part, shift in zip(columns, before, strict=True)]
+        return cls(torch.cat(columns), torch.cat([p.values for p in parts]), torch.cat(starts))
+
     def valued_as_in(self, matrix: Tensor) -> Entries:
         """The entries at the same places of another matrix."""
         total = self.starts.new_tensor([len(self.values)])
@@ -229,7 +240,7 @@ class Chunks:
 
     @property
     def count(self) -> int:
-        """See `Rows`."""
+        """How many rows, n."""
         return sum(chunk.count for chunk in self.members)
 
     def times(self, table: Table) -> Tensor:
@@ -241,6 +252,62 @@ class Chunks:
         parts = d_nH.split([chunk.count for chunk in self.members])
         for chunk, part_nH in zip(self.members, parts, strict=True):
             chunk.add_under(part_nH, sums)
+
+
+@dataclass(frozen=True)
+class DividedChunks:
+    """Divided chunks one after the other, taken as one: their non-zeros are in one list.
+
+    Attributes:
+        members: The chunks, for their dense columns.
+        counts: Rows of each, and
+        widths: dense columns of each.
+        often_O: Which rows of a table they go with, chunk after chunk.
+        by_example: The non-zeros of the other columns of all chunks, and
+        by_column: the same by chunk and column.
+    """
+
+    members: Sequence[DividedChunk]
+    counts: Sequence[int]
+    widths: Sequence[int]
+    often_O: Tensor
+    by_example: Entries
+    by_column: Entries
+
+    @classmethod
+    def of(cls, members: Sequence[DividedChunk]) -> DividedChunks:
+        """Put the non-zeros of some chunks into one list."""
+        counts = [chunk.count for chunk in members]
+        return cls(
+            members,
+            counts,
+            [len(chunk.often_O) for chunk in members],
+            torch.cat([chunk.often_O for chunk in members]),
+            Entries.one_after_other([chunk.by_example for chunk in members]),
+            Entries.one_after_other([chunk.by_column for chunk in members], counts),
+        )
+
+    @property
+    def count(self) -> int:
+        """See `Rows`."""
+        return sum(self.counts)
+
+    def times(self, table: Table) -> Tensor:
+        """See `Rows`."""
+        product_nH = self.by_example.times(table.rows_EH)
+        parts = product_nH.split(self.counts)
+        often = table.rows_EH.index_select(0, self.often_O).split(self.widths)
+        for chunk, part_nH, often_OH in zip(self.members, parts, often, strict=True):
+            narrow.add_product(part_nH, chunk.often_nO, often_OH)
+        return product_nH
+
+    def add_under(self, d_nH: Tensor, sums: Table) -> None:
+        """See `Rows`."""
+        parts = zip(self.members, d_nH.split(self.counts), strict=True)
+        often_OH = torch.cat([narrow.outer(chunk.often_nO, part_nH) for chunk, part_nH in parts])
+        sums.rows_EH.index_add_(0, self.often_O, often_OH)
+        by_chunk = self.by_column.times(d_nH).unflatten(0, (len(self.members), -1))
+        sums.weight.add_(by_chunk.sum(0))
 
 
 @dataclass(frozen=True)
@@ -280,7 +347,8 @@ class Inputs:
         size = -(-len(self.chunks) // groups)
         if size == 1:
             return list(self.chunks)
-        return [Chunks(self.chunks[i : i + size]) for i in range(0, len(self.chunks), size)]
+        groups = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
+        return [DividedChunks.of(g) if self.columns.listed else Chunks(g) for g in groups]
 
 
 def inputs_of(
