@@ -347,8 +347,13 @@ class Inputs:
         size = -(-len(self.chunks) // groups)
         if size == 1:
             return list(self.chunks)
-        groups = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
-        return [DividedChunks.of(g) if self.columns.listed else Chunks(g) for g in groups]
+        return [_one(self.chunks[i : i + size]) for i in range(0, len(self.chunks), size)]
+
+
+def _one(chunks: Sequence[Chunk | DividedChunk]) -> Rows:
+    """Some chunks as one; all of them are of one kind."""
+    divided = [chunk for chunk in chunks if isinstance(chunk, DividedChunk)]
+    return DividedChunks.of(divided) if divided else Chunks(chunks)
 
 
 def inputs_of(

@@ -25,7 +25,20 @@ from spectra.errors import NonFiniteError
 
 Solve = Callable[..., EigenPairs]
 lanczos, eigsh = leading_eigenpairs, leading_eigenpairs_arpack
-either = pytest.mark.parametrize("solve", [lanczos, eigsh], ids=["lanczos", "eigsh"])
+
+
+def several(matvec: Callable[[Tensor], Tensor], **how: object) -> EigenPairs:
+    """Lanczos from four starts, which asks for nothing but blocks."""
+
+    def block(v_BP: Tensor) -> Tensor:
+        assert v_BP.ndim == 2
+        return matvec(v_BP)
+
+    return leading_eigenpairs(block, starts=4, **how)
+
+
+either = pytest.mark.parametrize("solve", [lanczos, several, eigsh])
+ours = pytest.mark.parametrize("solve", [lanczos, several])
 cat = np.concatenate
 
 
@@ -70,7 +83,7 @@ def solve_planted(
     seed: int = 1,
 ) -> EigenPairs:
     return solve(
-        lambda v_P: matrix_PP @ v_P,
+        lambda v: v @ matrix_PP,
         dim=len(matrix_PP),
         k=k,
         rtol=rtol,
@@ -213,7 +226,8 @@ def test_a_look_begins_before_the_last_pair_has_converged(seed: int):
 
     looked = solve_planted(lanczos, matrix_PP, **asked)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spectra.curvature.eigen._SECOND_LOOK", -1)
+        patch.setattr("spectra.curvature.eigen._AHEAD", -1)
+        patch.setattr("spectra.curvature.eigen._ROUNDS", 0)
         unseen = solve_planted(lanczos, matrix_PP, **asked)
 
     assert looked.converged_K.all()
@@ -354,51 +368,96 @@ def test_restarts_keep_the_highest(monkeypatch: pytest.MonkeyPatch):
 ABOVE = cat([[10, 8, -7, 6, 5], bulk(295, 0.5, 1.0)])
 
 
-def solve_above(above: float, *, k: int = 20, seed: int = 1) -> EigenPairs:
-    return leading_eigenpairs(
-        oracles.planted(ABOVE).mv, dim=300, k=k, rtol=1e-6, max_products=1000, above=above,
-        generator=torch.Generator().manual_seed(seed), dtype=torch.float64,
+def solve_above(solve: Solve, values: np.ndarray, above: float, **how: int) -> EigenPairs:
+    asked = {"k": 20, "seed": 1} | how
+    return solve(
+        lambda v: v @ oracles.planted(values), dim=300, k=asked["k"], rtol=1e-6,
+        max_products=1000, above=above, generator=torch.Generator().manual_seed(asked["seed"]),
+        dtype=torch.float64,
     )  # fmt: skip
 
 
+@ours
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_pairs_below_what_is_asked_for_cost_nothing(seed: int):
+def test_pairs_below_what_is_asked_for_cost_nothing(solve: Solve, seed: int):
     """Five above 2 and fifteen in a crowd below: the five are right for a part of the products."""
-    all_of_them, only = solve_above(0.0, seed=seed), solve_above(2.0, seed=seed)
+    all_of_them, only = (solve_above(solve, ABOVE, above, seed=seed) for above in (0.0, 2.0))
 
     assert all_of_them.converged_K.all()
     np.testing.assert_allclose(only.values_K[:5], [10, 8, -7, 6, 5], rtol=1e-9)
     assert only.converged_K[:5].all()
     assert only.products < all_of_them.products / 2
     # The rest come back as they are and say so.
-    assert only.values_K.shape == (20,)
-    assert not only.converged_K[5:].any()
+    assert len(all_of_them.values_K) == 20
+    assert 5 < len(only.values_K) <= 20
+    assert not only.converged_K[5:].all()
     check_certificate(only, oracles.planted(ABOVE), 2.0**-52)
 
 
+@ours
 @pytest.mark.parametrize("above", [0.4, 5.5, 7.5, 20.0])
-def test_a_magnitude_that_is_asked_for_divides_right_from_unsure(above: float):
+def test_a_magnitude_that_is_asked_for_divides_right_from_unsure(solve: Solve, above: float):
     """Every pair above it is there, wherever it cuts the spectrum; signs do not matter."""
-    pairs = solve_above(above, k=8)
+    pairs = solve_above(solve, ABOVE, above, k=8)
     values = np.sort(np.abs(ABOVE))[::-1][:8]
     wanted = values >= above
 
+    assert len(pairs.values_K) >= wanted.sum()
+    wanted = wanted[: len(pairs.values_K)]
+    values = values[: len(pairs.values_K)]
     assert pairs.converged_K[wanted].all()
     np.testing.assert_allclose(np.abs(pairs.values_K[wanted]), values[wanted], rtol=1e-9)
     assert np.all(np.abs(pairs.values_K[~wanted]) < above)
+    assert pairs.smallest.converged
+    assert pairs.largest.converged
 
 
-def test_copies_above_what_is_asked_for_are_found():
+@ours
+@pytest.mark.parametrize("k", [20, 200])
+def test_fewer_pairs_than_asked_for_take_no_more_products(solve: Solve, k: int):
+    """Five above 2: what is asked for beyond them is not built up first."""
+    only, more = (solve_above(solve, ABOVE, 2.0, k=asked) for asked in (6, k))
+
+    assert more.products == only.products < 200
+    np.testing.assert_allclose(more.values_K[:5], [10, 8, -7, 6, 5], rtol=1e-9)
+
+
+@ours
+def test_copies_above_what_is_asked_for_are_found(solve: Solve):
     """The second look counts what it finds above, and does not wait for what goes on below."""
     values = cat([[10, 10, 10, -8], bulk(296, 0.5, 1.0)])
 
-    pairs = leading_eigenpairs(
-        oracles.planted(values).mv, dim=300, k=20, rtol=1e-6, max_products=1000, above=2.0,
-        generator=torch.Generator().manual_seed(1), dtype=torch.float64,
-    )  # fmt: skip
+    pairs = solve_above(solve, values, 2.0)
 
     np.testing.assert_allclose(pairs.values_K[:4], [10, 10, 10, -8], rtol=1e-9)
     assert pairs.products < 200
+
+
+COPIES = {
+    "none": [9, 8, 7.8, 7.6, 7.2],
+    "two": [9, 8, 7.6, 7.6, 7.2],
+    "three": [9, 8, 7.6, 7.6, 7.6, 7.2],
+    "four": [9, 8, 7.6, 7.6, 7.6, 7.6, 7.2],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", COPIES)
+def test_several_starts_need_no_look_for_fewer_copies_than_they_show(name: str, seed: int):
+    """Four starts: with up to two copies the search ends where it would without one."""
+    values = cat([COPIES[name], bulk(293, 0, 6.9)])
+    matrix_PP, k = oracles.planted(values), len(COPIES[name])
+
+    pairs = solve_planted(several, matrix_PP, k, rtol=1e-3, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spectra.curvature.eigen._SPARE", -9)
+        unseen = solve_planted(several, matrix_PP, k, rtol=1e-3, seed=seed)
+
+    np.testing.assert_allclose(pairs.values_K, dense(matrix_PP, k)[0], atol=1e-2)
+    if name in ("none", "two"):
+        assert pairs.products == unseen.products
+    else:
+        assert pairs.products > unseen.products + 8
 
 
 def test_certified_trusts_no_solver():
@@ -479,12 +538,13 @@ def test_an_operator_that_is_not_finite_is_refused(solve: Solve, bad: float, aft
     matrix_PP = oracles.planted(SPECTRA["separated"].values)
     products = 0
 
-    def matvec(v_P: Tensor) -> Tensor:
+    def matvec(v: Tensor) -> Tensor:
         nonlocal products
-        products += 1
-        return matrix_PP @ v_P * (bad if products > after else 1)
+        products += len(v.view(-1, 300))
+        return v @ matrix_PP * (bad if products > after else 1)
 
-    with pytest.raises(NonFiniteError, match=f"product {after + 1} "):
+    spent = (after // 4 + 1) * 4 if solve is several else after + 1
+    with pytest.raises(NonFiniteError, match=f"product {spent} "):
         solve(
             matvec, dim=300, k=5, rtol=1e-6, max_products=500,
             generator=torch.Generator(), dtype=torch.float64,

@@ -19,12 +19,24 @@ precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 
 
 def process_of(
-    matrix_PP: Tensor, *, capacity: int = 1000, dtype: torch.dtype = torch.float64
+    matrix_PP: Tensor,
+    *,
+    capacity: int = 1000,
+    dtype: torch.dtype = torch.float64,
+    starts: int = 1,
+    asked: list[int] | None = None,
 ) -> Lanczos:
+    """A process of a matrix, and how many products it asks for at a time where that is wanted."""
     matrix_PP = matrix_PP.to(dtype)
     draw = torch.Generator().manual_seed(9)
     start_P = torch.randn(len(matrix_PP), generator=draw, dtype=dtype)
-    return Lanczos(lambda v: matrix_PP @ v, start_P, capacity=capacity, generator=draw)
+
+    def product(v: Tensor) -> Tensor:
+        if asked is not None:
+            asked.append(len(v) if v.ndim == 2 else 0)
+        return v @ matrix_PP
+
+    return Lanczos(product, start_P, capacity=capacity, generator=draw, starts=starts)
 
 
 def basis_of(process: Lanczos) -> np.ndarray:
@@ -360,3 +372,64 @@ def test_a_product_that_is_not_finite_is_named(bad: float):
     process = Lanczos(matvec, start_P, capacity=8, generator=torch.Generator())
     with pytest.raises(NonFiniteError, match="product 3"):
         advance(process, 5)
+
+
+@precisions
+@pytest.mark.parametrize("capacity", [1000, 14])
+def test_several_starts_keep_the_invariants(dtype: torch.dtype, capacity: int):
+    """Through restarts, and with a fresh direction followed while the others wait."""
+    matrix_PP, asked = oracles.planted(OUTLIERS), []
+    process = process_of(matrix_PP, capacity=capacity, dtype=dtype, starts=3, asked=asked)
+    advance(process, 12, keep=6)
+    process.refresh()
+    advance(process, 3, keep=6)
+    advance(process, 4, keep=6, ahead=True)
+
+    # Blocks of three, one of four with the fresh direction, and one direction alone, which it is.
+    assert asked == [3, 3, 3, 3, 4, 1, 1, 1]
+    assert process.products == sum(asked)
+    check_invariants(process, matrix_PP, dtype)
+
+
+def test_a_block_is_taken_once_for_all_that_wait():
+    """It is ready for those that come next, whose steps cost nothing."""
+    asked: list[int] = []
+    process = process_of(oracles.planted(OUTLIERS), starts=4, asked=asked)
+
+    ready = []
+    for _ in range(8):
+        process.step()
+        ready.append(process.ready)
+
+    assert asked == [4, 4]
+    assert ready == [True, True, True, False] * 2
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 4, 5])
+def test_as_many_copies_show_as_there_are_starts(copies: int):
+    """Of an eigenvalue that is repeated, and no more."""
+    values = np.concatenate([np.full(copies, 9.0), oracles.bulk(140)])
+    process = process_of(oracles.planted(values), starts=4)
+    advance(process, 40)
+
+    found = np.abs(process.ritz().values_J - 9) < 1e-9
+    assert found.sum() == min(copies, 4)
+
+
+def test_more_starts_than_dimensions():
+    """The basis is complete, and nothing waits."""
+    process = process_of(oracles.planted([3.0, 2, 1]), starts=8)
+    advance(process, 3)
+
+    assert process.complete
+    assert process.waiting == 0
+    np.testing.assert_allclose(process.ritz().values_J, [1, 2, 3])
+
+
+def test_starts_mapped_to_nothing_are_counted():
+    """Of four of them the operator that is zero maps every one but the first, fresh, to nothing."""
+    process = process_of(torch.zeros(20, 20, dtype=torch.float64), starts=4)
+    advance(process, 4)
+
+    assert process.nulls == 3
+    assert process.exhausted == 1

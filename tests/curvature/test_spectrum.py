@@ -185,7 +185,7 @@ def repeated(small: tuple[Tensor, Tensor, Tensor], **changes: object) -> Spectru
 
 
 def test_merging_equal_units_changes_no_value(small: tuple[Tensor, Tensor, Tensor]):
-    """Of twenty pairs, copies among them, with fewer products, each of which is told."""
+    """Of twenty pairs, copies among them, with products that are told of as they are taken."""
     told: list[int] = []
 
     with_, without = repeated(small, on_product=told.append), repeated(small, merged=None)
@@ -198,7 +198,8 @@ def test_merging_equal_units_changes_no_value(small: tuple[Tensor, Tensor, Tenso
     for end in ("smallest", "largest"):
         found, expected = (getattr(at.pairs, end).value for at in (with_, without))
         assert found == pytest.approx(expected, abs=1e-9)
-    assert told == list(range(1, with_.pairs.products + 1))
+    assert np.all(np.diff(told) > 0)
+    assert told[-1] == with_.pairs.products
     assert (with_.loss, with_.objective) == (without.loss, without.objective)
     assert torch.equal(with_.gradient_P, without.gradient_P)
 

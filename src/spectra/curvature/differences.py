@@ -11,7 +11,7 @@ classes' matrices in a layer are one operator, block diagonal; each eigenvector 
 for m − 1 copies in the space of all parameters, one for each of Helmert's contrasts α.
 
 Letters: P parameters, p of a layer's differences, G classes of two or more units, F inputs of a
-layer, Y units of the next, n examples of a chunk.
+layer, Y units of the next, n examples of a chunk, B vectors of a block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from spectra import narrow
 from spectra.curvature.equal_units import Quotient
 from spectra.curvature.mlp_operator import MlpHessian, summed
-from spectra.inputs import Chunk, Columns, Rows
+from spectra.inputs import Chunk, Columns, Rows, Table
 
 
 class Differences:
@@ -68,31 +68,41 @@ class Differences:
             for share in hessian.shares
         ]
 
-    def split(self, v_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """X (G, F), the bias's change (G,) and y (G, Y) of a vector."""
-        x_GF, u_G1, y_GY = v_p.view(len(self.classes_G), -1).split(self._sizes, dim=1)
-        return x_GF, u_G1[:, 0], y_GY
+    def split(self, v_Bp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X (B, G, F), the biases' changes (B, G) and y (B, G, Y) of B vectors."""
+        blocks_BGx = v_Bp.view(len(v_Bp), len(self.classes_G), -1)
+        x_BGF, u_BG1, y_BGY = blocks_BGx.split(self._sizes, dim=2)
+        return x_BGF, u_BG1[:, :, 0], y_BGY
 
     def __call__(self, v_p: Tensor) -> Tensor:
         """The product Dv."""
-        return summed(self._of_each(partial(self._share, v_p), self._shares))
+        return self.block(v_p[None])[0]
+
+    def block(self, v_Bp: Tensor) -> Tensor:
+        """The products of B vectors (B, p): their first layers are taken as one."""
+        return summed(self._of_each(partial(self._share, v_Bp), self._shares))
 
     @torch.no_grad()
-    def _share(self, v_p: Tensor, parts: Sequence[_Part]) -> Tensor:
-        """The part of a product that some chunks contribute."""
-        result_p = torch.zeros_like(v_p)
-        x_GF, u_G, y_GY = self.split(v_p)
-        rx_GF, ru_G, ry_GY = self.split(result_p)
-        table = self._columns.table(x_GF * self._scale_F, u_G)
-        sums = self._columns.empty(u_G)
+    def _share(self, v_Bp: Tensor, parts: Sequence[_Part]) -> Tensor:
+        """The part of B products that some chunks contribute."""
+        result_Bp = torch.zeros_like(v_Bp)
+        x_BGF, u_BG, y_BGY = self.split(v_Bp)
+        rx_BGF, ru_BG, ry_BGY = self.split(result_Bp)
+        table = self._columns.table((x_BGF * self._scale_F).flatten(0, 1), u_BG.flatten())
+        sums = self._columns.empty(table.bias)
         for below, slopes_nG, bends_nG, deltas_nY in parts:
-            ra_nG = below.times(table)
-            narrow.add_outer(ry_GY, slopes_nG * ra_nG, deltas_nY)
-            signal_nG = slopes_nG * narrow.product(deltas_nY, y_GY.t()) + bends_nG * ra_nG
-            below.add_under(signal_nG, sums)
-        self._columns.add_to(sums, rx_GF, ru_G)
-        rx_GF *= self._scale_F
-        return result_p
+            signals: list[Tensor] = []
+            ra = below.times(table).chunk(len(v_Bp), dim=1)
+            for ra_nG, y_GY, ry_GY in zip(ra, y_BGY, ry_BGY, strict=True):
+                narrow.add_outer(ry_GY, slopes_nG * ra_nG, deltas_nY)
+                y_nG = narrow.product(deltas_nY, y_GY.t())
+                signals.append(slopes_nG * y_nG + bends_nG * ra_nG)
+            below.add_under(torch.cat(signals, dim=1), sums)
+        firsts = sums.rows_EH.chunk(len(v_Bp), dim=1)
+        for first_EG, rx_GF, ru_G in zip(firsts, rx_BGF, ru_BG, strict=True):
+            self._columns.add_to(Table(first_EG), rx_GF, ru_G)
+        rx_BGF *= self._scale_F
+        return result_Bp
 
     def lift(self, x_F1Y: Tensor, index: int, copy: int) -> Tensor:
         """Copy 0..m−2 of the eigenvector of the class with that index, for all parameters."""

@@ -10,8 +10,10 @@ A solver's own error estimate is not a proof. Every pair's residual |Hv − λv|
 float64 from the vector that is returned and from its image, a combination of products that were
 taken; the eigenvalue is the Rayleigh quotient of the two, the best that the vector gives.
 
-A Krylov space holds one copy of each eigenvalue, however often that is repeated. A set of pairs is
-believed complete only when a look from a fresh direction has added none to it.
+A Krylov space from one start holds one copy of each eigenvalue, however often that is repeated, and
+one from several starts as many copies as starts. A set of pairs is believed complete only when no
+eigenvalue in it has more copies than show that there is no further one, or when a look from a fresh
+direction has added none to it.
 
 Tolerances are relative to |λ| for the pairs that are wanted, and to |λ_K| for the smallest
 algebraic eigenvalue, which may be zero. No tolerance can be met below the round-off of the
@@ -45,13 +47,17 @@ _CHECK_EVERY = 2
 _PACE = 2
 """Checks over which the pace of convergence is taken: four products, as many as a look gives to
 the directions that were there before it, so that it may begin when they are all that is missing."""
-_SECOND_LOOK = 16
-"""Products from a fresh direction before a set of pairs is believed complete, half of them along
-that direction alone. Eight spectra with planted copies were searched from eight starts each: with
-fewer ordinary steps at the end some copies stayed hidden behind directions that waited."""
+_AHEAD = 8
+"""Products along a fresh direction alone before a set of pairs is believed complete."""
+_ROUNDS = 4
+"""Products along every direction that follow. Eight spectra with planted copies were searched from
+eight starts each: with fewer some copies stayed hidden behind directions that waited."""
 _A_COPY = 0.1
 """Share along the fresh direction above which a pair was not there before. Of two copies that lie
 anyhow in their plane, one has at least half; pairs of MNIST that still converged had 0.005."""
+_SPARE = 2
+"""Starts by which the copies of an eigenvalue must fall short of all for there to be no look: one
+that was hidden would have to lie almost across three of them at once."""
 _NULLS = 2
 """Fresh directions mapped to nothing before the operator is believed to be zero elsewhere."""
 _NEGLIGIBLE = 0.05
@@ -104,11 +110,12 @@ def leading_eigenpairs(
     device: torch.device | None = None,
     above: float = 0.0,
     ends: float = 1.0,
+    starts: int = 1,
 ) -> EigenPairs:
     """The `k` eigenpairs of largest magnitude of a symmetric operator, by Lanczos.
 
     Args:
-        matvec: `v_P -> (Hv)_P`, symmetric and deterministic.
+        matvec: `v_P -> (Hv)_P`, symmetric and deterministic; see `starts`.
         dim: P, the number of rows.
         k: Pairs wanted, `1 <= k < dim`.
         rtol: A pair has converged when `|Hv − λv| <= rtol * |λ|`.
@@ -116,10 +123,13 @@ def leading_eigenpairs(
         generator: Gives the start vector; on the CPU.
         dtype: Of the vectors that the operator takes.
         device: Of the vectors that the operator takes; the CPU unless given.
-        above: Magnitude below which pairs are not wanted and need not converge, though they
-            are returned and say so.
+        above: Magnitude below which pairs are not wanted. They need not converge, and where the
+            search ends with fewer than `k` pairs in all, those that are missing are below it.
         ends: Share of the tolerance that the smallest and the largest algebraic eigenvalue must
             meet for the search to end.
+        starts: Random vectors to begin with. With several, `matvec` is given blocks, `v_BP ->
+            (Hv)_BP`: worthwhile where the products of a block take less than one by one, for more
+            are needed in all.
 
     Raises:
         ValueError: `k` is not in 1..dim−1.
@@ -129,21 +139,23 @@ def leading_eigenpairs(
     start_P = torch.randn(dim, generator=generator, dtype=dtype).to(device or "cpu")
     room = _BASIS_BYTES // (2 * dim * start_P.element_size())
     process = Lanczos(
-        matvec, start_P, capacity=max(2 * k + 20, min(room, 1000)), generator=generator
-    )
+        matvec, start_P, capacity=max(2 * k + 20, min(room, 1000)), generator=generator,
+        starts=starts,
+    )  # fmt: skip
     floor = ROUND_OFF * torch.finfo(dtype).eps
-    until, believed_K = 0, np.zeros(k)  # of a look, once there is one
+    least = min(k, starts) if above else k
+    search = _Look(process, np.full(k, above))
     excesses = [0.0] * _PACE
 
     while True:
-        process.step(ahead=_SECOND_LOOK // 2 < until - process.products <= _SECOND_LOOK)
+        process.step(ahead=search.ahead)
         spent = process.products >= max_products
         nothing_else = min(process.nulls, process.exhausted) >= _NULLS
         if nothing_else:
             process.fill(k + 1)
-        due = process.size >= k + 1 and (
-            process.products % _CHECK_EVERY == 0 or process.products == until
-        )
+        due = process.size > least and not process.ready and (
+            starts > 1 or process.products % _CHECK_EVERY == 0 or process.products == search.until
+        )  # fmt: skip
         if not (due or spent or nothing_else or process.full or process.complete):
             continue
         ritz = process.ritz()
@@ -155,25 +167,23 @@ def leading_eigenpairs(
         if spent or nothing_else or process.complete:
             break
         excess = np.inf
-        if process.size > k:
+        if process.size > least:
             excess = _excess(ritz, leading_K, bounds_K, rtol, above, ends)
-        soon = excess**2 <= excesses[0]  # as much again and it is below 1
+        soon = starts == 1 and excess**2 <= excesses[0]  # as much again and it is below 1
         excesses = [*excesses[1:], excess]
-        look = not until and (soon or excess <= 1)
-        if until and excess <= 1 and process.products >= until:
-            # Copies are missing where they are in the set and have raised what follows them.
-            shares_K = process.sought(ritz.coefficients_JJ[:, leading_K])
-            raised_K = level_K > believed_K + bounds_K
-            if not ((shares_K > _A_COPY).any() and raised_K.any()):
+        look = not search.until and (soon or excess <= 1)
+        if excess <= 1 and not search.until:
+            wanted_K = leading_K[found_K >= above]
+            if _copies(ritz.values_J[wanted_K], bounds_K[: len(wanted_K)]) <= starts - _SPARE:
                 break
-            look = True
-        if look:
-            # Those that wait come first: what lies along them is hidden from the fresh one.
-            believed_K, until = level_K, process.products + process.waiting + _SECOND_LOOK
+        elif excess <= 1 and search.over:
+            look = search.added(ritz, leading_K, level_K, bounds_K)
+            if not look:
+                break
         if process.full:
             process.restart(ritz, _kept(ritz, k, process.capacity))
         if look:
-            process.look()
+            search.begin(level_K)
 
     last = len(ritz.values_J) - 1
     chosen = [*leading_K, *(end for end in {0, last} if end not in leading_K)]
@@ -259,6 +269,62 @@ def _excess(
     residuals = np.append(residuals_K[wanted_K], ritz.residuals_J[two])
     bounds = np.append(bounds_K[wanted_K], ends_bounds)
     return float((residuals / np.maximum(bounds, np.finfo(float).tiny)).max())
+
+
+class _Look:
+    """The look from a fresh direction that shows whether pairs are missing from a set.
+
+    Args:
+        process: What it is part of.
+        believed_K: Magnitudes of the set, by rank, as long as there has been no look.
+
+    Attributes:
+        until: The number of products with which it is over; 0 before there is one.
+    """
+
+    def __init__(self, process: Lanczos, believed_K: Floats) -> None:
+        self._process, self._believed_K = process, believed_K
+        self.until, self._in_turn = 0, 0
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the fresh direction is being followed alone."""
+        left = self.until - self._process.products
+        return self._in_turn < left <= self._in_turn + _AHEAD
+
+    @property
+    def over(self) -> bool:
+        """Whether it has had its products."""
+        return self._process.products >= self.until
+
+    def begin(self, level_K: Floats) -> None:
+        """Look, believing in these magnitudes. Directions that wait come first.
+
+        What lies along them is hidden from the fresh one.
+        """
+        self._believed_K[: len(level_K)] = level_K
+        waiting = self._process.waiting
+        self._in_turn = _ROUNDS * (waiting + 1)
+        self.until = self._process.products + waiting + _AHEAD + self._in_turn
+        self._process.look()
+
+    def added(
+        self, ritz: Ritz, leading_K: NDArray[np.intp], level_K: Floats, bounds_K: Floats
+    ) -> bool:
+        """Whether copies were missing: they are in the set and have raised what follows them."""
+        shares_K = self._process.sought(ritz.coefficients_JJ[:, leading_K])
+        raised_K = level_K > self._believed_K[: len(level_K)] + bounds_K
+        return bool((shares_K > _A_COPY).any() and raised_K.any())
+
+
+def _copies(values_K: Floats, bounds_K: Floats) -> int:
+    """The most of some eigenvalues that are the same within their bounds."""
+    if not len(values_K):
+        return 0
+    order_K = np.argsort(values_K)
+    sorted_K, within_K = values_K[order_K], bounds_K[order_K]
+    apart = np.diff(sorted_K) > within_K[1:] + within_K[:-1]
+    return int(np.bincount(np.append(0, np.cumsum(apart))).max())
 
 
 def check_count(k: int, dim: int) -> None:

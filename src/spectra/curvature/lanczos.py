@@ -5,11 +5,11 @@ A Krylov basis Q grows by one product a step. With B = QᵀHQ the images of the 
     H Q = Q B + Σ_i d_i c_iᵀ,
 
 where the d_i are directions that wait to join the basis: one in the ordinary process, two or
-more once a fresh start has been added, as in the band Lanczos process. B is kept as a full
-symmetric matrix, measured and not assumed tridiagonal. That makes three things one: an ordinary
-step, a thick restart (after which B is an arrowhead), and a fresh direction after the Krylov
-space is exhausted or to look for copies of an eigenvalue, of which a Krylov space from one start
-holds only one.
+more with several starts or once a fresh one has been added, as in the band Lanczos process. Their
+products do not depend on each other and may be taken as a block. B is kept as a full symmetric
+matrix, measured and not assumed tridiagonal. That makes three things one: an ordinary step, a thick
+restart (after which B is an arrowhead), and a fresh direction after the Krylov space is exhausted
+or to look for copies of an eigenvalue, of which a Krylov space holds no more than it has starts.
 
 The images H Q are kept beside Q. They make residuals facts instead of estimates: for any
 combination x = Q s of the basis, H x = (H Q) s holds by linearity, without a further product.
@@ -62,10 +62,12 @@ class Lanczos:
     """A Krylov process of a symmetric operator.
 
     Args:
-        matvec: `v_P -> (Hv)_P`, symmetric and deterministic.
+        matvec: `v_P -> (Hv)_P`, symmetric and deterministic; see `starts`.
         start_P: Start vector, not zero; its dtype and device are those of the basis.
         capacity: How many basis vectors there is memory for, at least 2.
         generator: Draws a fresh direction where the Krylov space is exhausted; on the CPU.
+        starts: Directions to begin with, those beside the start vector fresh ones. With several,
+            products are asked for as blocks, `v_BP -> (Hv)_BP`, of the directions that wait.
 
     Attributes:
         size: J, the vectors in the basis.
@@ -77,9 +79,15 @@ class Lanczos:
     """
 
     def __init__(
-        self, matvec: MatVec, start_P: Tensor, *, capacity: int, generator: torch.Generator
+        self,
+        matvec: MatVec,
+        start_P: Tensor,
+        *,
+        capacity: int,
+        generator: torch.Generator,
+        starts: int = 1,
     ) -> None:
-        self._matvec = matvec
+        self._matvec, self._in_blocks = matvec, starts > 1
         self._generator = generator
         self.capacity = min(capacity, start_P.numel())
         # Rows are allocated as they are used: a converged process never touches the rest.
@@ -96,6 +104,8 @@ class Lanczos:
         self.size = 0
         self.products = 0
         self.exhausted = 0
+        for _ in range(min(starts, self.dim) - 1):
+            self.refresh()
 
     @property
     def full(self) -> bool:
@@ -108,12 +118,17 @@ class Lanczos:
         return len(self._waiting)
 
     @property
+    def ready(self) -> bool:
+        """Whether the next direction's product has been taken already, in a block with others."""
+        return bool(self._waiting) and self._waiting[0].image_P is not None
+
+    @property
     def complete(self) -> bool:
         """Whether the basis spans the whole space."""
         return self.size == self.dim
 
     def step(self, *, ahead: bool = False) -> None:
-        """Add the next direction to the basis: one product.
+        """Add the next direction to the basis: one product, or none where it is `ready`.
 
         What it leaves over joins those that wait, at the end: one that waited for good, however
         weakly coupled, would hide what lies along it from all that come after.
@@ -129,9 +144,8 @@ class Lanczos:
         direction = self._waiting.pop(0)
         self._basis_JP[j] = direction.vector_P
         self.size += 1
-        image_P = self._matvec(direction.vector_P)
+        image_P = self._image(direction, [] if ahead else self._waiting)
         self._images_JP[j] = image_P
-        self.products += 1
         before = float(image_P.norm())
         if not np.isfinite(before):
             raise NonFiniteError(
@@ -161,6 +175,21 @@ class Lanczos:
         elif not self._waiting:
             self.exhausted += 1
             self.refresh()
+
+    def _image(self, direction: _Direction, others: Sequence[_Direction]) -> Tensor:
+        """The product of a direction, and in blocks also those of others that have none yet."""
+        if direction.image_P is not None:
+            return direction.image_P
+        if not self._in_blocks:
+            self.products += 1
+            return self._matvec(direction.vector_P)
+        others = [other for other in others if other.image_P is None]
+        rows = [direction.vector_P, *(other.vector_P for other in others)]
+        images_BP = self._matvec(torch.stack(rows))
+        self.products += len(images_BP)
+        for other, image_P in zip(others, images_BP[1:], strict=True):
+            other.image_P = image_P
+        return images_BP[0]
 
     def fill(self, size: int) -> None:
         """Grow the basis by directions that the operator maps to nothing, without products."""
@@ -286,10 +315,12 @@ class Lanczos:
 class _Direction:
     """A unit vector off the basis, and its coefficients in the images of the basis vectors.
 
-    `fresh`: drawn at random; `sought`: since the last look, or what the operator made of such.
+    `fresh`: drawn at random; `sought`: since the last look, or what the operator made of such;
+    `image_P`: what the operator makes of it, once that is known.
     """
 
     vector_P: Tensor
     coefficients_J: NDArray[np.float64]
     fresh: bool = False
     sought: bool = False
+    image_P: Tensor | None = None

@@ -45,6 +45,9 @@ from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
 from spectra.streams import Graph, may_capture
 
+_TOGETHER = 8
+"""Vectors of a block at most whose first layers are taken together, so that memory is bounded."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -143,6 +146,10 @@ class MlpHessian:
     def block(self, v_BP: Tensor) -> Tensor:
         """The products of B vectors (B, P), chunk by chunk: what is cached is read once."""
         self.products += len(v_BP)
+        parts = v_BP.split(_TOGETHER)
+        return torch.cat([self._products(part_BP) for part_BP in parts])
+
+    def _products(self, v_BP: Tensor) -> Tensor:
         return summed(self.of_each(partial(self._share, v_BP), self.shares))
 
     def of_each(self, work: Callable[[S], T], shares: Sequence[S]) -> list[T]:
@@ -151,22 +158,28 @@ class MlpHessian:
 
     @torch.no_grad()
     def _share(self, v_BP: Tensor, chunks: Sequence[CachedChunk]) -> Tensor:
-        """The part of B products that some chunks contribute."""
+        """The part of B products that some chunks contribute; of their first layers as one."""
         result_BP = torch.zeros_like(v_BP)
-        directions = [self._laid_out(v_P) for v_P in v_BP]
-        results = [list(self._mlp.split(r_P).values()) for r_P in result_BP]
-        sums = [self.columns.empty(result[1]) for result in results]
+        directions = [list(self._mlp.split(v_P).values()) for v_P in v_BP]
+        results = [list(self._mlp.split(result_P).values()) for result_P in result_BP]
+        table = self._laid_out(directions)
+        sums = self.columns.empty(table.bias)
         for chunk in chunks:
-            for direction, result, first in zip(directions, results, sums, strict=True):
-                self._add_product(chunk, direction, result, first)
-        for result, first in zip(results, sums, strict=True):
-            self.columns.add_to(first, result[0], result[1])
+            ra = chunk.inputs.times(table).chunk(len(v_BP), dim=1)
+            rdelta = [
+                self._add_product(chunk, ra_nH, direction, result)
+                for ra_nH, direction, result in zip(ra, directions, results, strict=True)
+            ]
+            chunk.inputs.add_under(torch.cat(rdelta, dim=1) if rdelta[1:] else rdelta[0], sums)
+        firsts = sums.rows_EH.chunk(len(v_BP), dim=1)
+        for first_EH, result in zip(firsts, results, strict=True):
+            self.columns.add_to(Table(first_EH), result[0], result[1])
         return result_BP
 
-    def _laid_out(self, v_P: Tensor) -> _Direction:
-        tensors = list(self._mlp.split(v_P).values())
-        table = self.columns.table(tensors[0], tensors[1])
-        return _Direction(table, tensors[2::2], tensors[3::2])
+    def _laid_out(self, directions: Sequence[Sequence[Tensor]]) -> Table:
+        """The first layers of some directions, side by side."""
+        weights, biases = zip(*((tensors[0], tensors[1]) for tensors in directions), strict=True)
+        return self.columns.table(torch.cat(weights), torch.cat(biases))
 
     @torch.no_grad()
     def _prepared(self, theta_P: Tensor, labelled: Sequence[tuple[Rows, Tensor]]) -> _Prepared:
@@ -174,11 +187,11 @@ class MlpHessian:
         layers, act = self._layers, self._layers.activation
         loss, gradient_P = 0.0, torch.zeros_like(theta_P)
         gradient = list(self._mlp.split(gradient_P).values())
-        first = self._laid_out(theta_P)
+        first = self._laid_out([list(self._mlp.split(theta_P).values())])
         sums = self.columns.empty(gradient[1])
         chunks: list[CachedChunk] = []
         for part, labels_n in labelled:
-            forward = layers.forward(part.times(first.table))
+            forward = layers.forward(part.times(first))
             scores_Cn = forward.scores_CN
             loss += float(cross_entropy_sum(scores_Cn.t(), labels_n)) / self.examples
             delta = layers.loss_signal(scores_Cn, layers.onehot(labels_n), self.examples)
@@ -204,21 +217,32 @@ class MlpHessian:
         return _Prepared(chunks, loss, gradient_P)
 
     def _add_product(
-        self, chunk: CachedChunk, v: _Direction, result: Sequence[Tensor], first: Table
-    ) -> None:
-        """Add one chunk's part of Hv, by the formulas at the top of this file."""
+        self, chunk: CachedChunk, ra_nH: Tensor, v: Sequence[Tensor], result: Sequence[Tensor]
+    ) -> Tensor:
+        """Add one chunk's part of Hv above the first layer, by the formulas at the top.
+
+        Args:
+            chunk: The chunk.
+            ra_nH: R a_1.
+            v: The direction's weights and biases by turns.
+            result: Those of the product, which what is above the first layer is added to.
+
+        Returns:
+            R δ_1.
+        """
         weights = self._layers.weights
         last = len(weights) - 1
-        ra: list[Tensor] = [chunk.inputs.times(v.table)]
+        ra: list[Tensor] = [ra_nH]
         rh: list[Tensor] = []
-        moved = ra[0].t()
+        moved = ra_nH.t()
         for i in range(last):
+            above, bias = v[2 * i + 2 : 2 * i + 4]
             rh.append(chunk.slopes[i] * ra[i])
             if i + 1 < last:
-                ra.append(narrow.product(chunk.hidden[i], v.weights[i].t(), v.biases[i]))
+                ra.append(narrow.product(chunk.hidden[i], above.t(), bias))
                 ra[i + 1].addmm_(rh[i], weights[i + 1].t())
             else:
-                moved = torch.addmm(v.biases[i][:, None], v.weights[i], chunk.hidden[i].t())
+                moved = torch.addmm(bias[:, None], above, chunk.hidden[i].t())
                 moved.addmm_(weights[last], rh[i].t())
         p_Cn = chunk.probabilities_Cn
         weighted_Cn = p_Cn * moved
@@ -230,11 +254,11 @@ class MlpHessian:
             re = narrow.product(rdelta, weights[i])
             if self._full:
                 narrow.add_outer(result[2 * i], chunk.deltas[i - 1], rh[i - 1])
-                re.addmm_(chunk.deltas[i - 1], v.weights[i - 1])
+                re.addmm_(chunk.deltas[i - 1], v[2 * i])
             rdelta = re.mul_(chunk.slopes[i - 1])
             if self._full:
                 rdelta.addcmul_(chunk.bends[i - 1], ra[i - 1])
-        chunk.inputs.add_under(rdelta, first)
+        return rdelta
 
 
 @dataclass(frozen=True)
@@ -252,12 +276,3 @@ def summed(parts: Sequence[Tensor]) -> Tensor:
     for part in others:
         first += part
     return first
-
-
-@dataclass(frozen=True)
-class _Direction:
-    """A direction v: its first layer as chunks take it, V_i and u_i of the layers above."""
-
-    table: Table
-    weights: Sequence[Tensor]
-    biases: Sequence[Tensor]

@@ -42,6 +42,9 @@ from spectra.curvature.operator import MatVec
 WORTHWHILE = 0.5
 """Share of the parameters that the quotient may keep for the reduction to be tried."""
 
+_STARTS = 4
+"""Random vectors that parts are solved from. Their products are a matter of the operations' number,
+so that four at once take little more than one."""
 _OUTLYING = 3.0
 """Multiples of |λ_K| above which pairs are put to the whole Hessian apart from the rest."""
 _TIGHTER = 0.1
@@ -91,7 +94,7 @@ def reduced_eigenpairs(
     scale_p = quotient.scale_p
     how: dict[str, Any] = {
         "max_products": max_products, "generator": generator,
-        "dtype": scale_p.dtype, "device": scale_p.device,
+        "dtype": scale_p.dtype, "device": scale_p.device, "starts": _STARTS,
     }  # fmt: skip
     whole = counted(whole)
     found: list[_Found] = []
@@ -101,14 +104,14 @@ def reduced_eigenpairs(
         part = Differences(hessian, quotient, layer)
         if part.dim:
             tighter = {**how, "rtol": rtol * _TIGHTER, "above": above}
-            own, pairs, spent = _enough(part, counted(part), k, tighter)
+            own, pairs, spent = _enough(part, counted(part.block), k, tighter)
             found += own
             ends += [_end(part, end) for end in (pairs.smallest, pairs.largest)]
             products += spent
             above = _last(found, k)
 
-    def symmetric(z_p: Tensor) -> Tensor:
-        return scale_p * hessian(scale_p * z_p)
+    def symmetric(z_Bp: Tensor) -> Tensor:
+        return scale_p * hessian.block(scale_p * z_Bp)
 
     few = min(k, len(scale_p) - 1)
     pairs = leading_eigenpairs(
@@ -177,7 +180,7 @@ def _enough(
 def _every(dim: int, product: MatVec, how: dict[str, Any]) -> EigenPairs:
     """All eigenpairs of a small part, of which Lanczos would leave out one."""
     identity_pp = torch.eye(dim, dtype=how["dtype"], device=how["device"])
-    images_pp = torch.stack([product(e_p) for e_p in identity_pp])
+    images_pp = product(identity_pp)
     vectors_pp = torch.linalg.eigh(images_pp).eigenvectors.t()
     return certified(
         vectors_pp, vectors_pp @ images_pp,

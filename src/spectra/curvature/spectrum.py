@@ -107,11 +107,11 @@ def spectrum(
     spent = 0
 
     def counted(product: MatVec) -> MatVec:
-        def matvec(v_P: Tensor) -> Tensor:
+        def matvec(v: Tensor) -> Tensor:
             nonlocal spent
-            spent += 1
+            spent += len(v) if v.ndim == 2 else 1
             on_product(spent)
-            return product(v_P)
+            return product(v)
 
         return matvec
 
