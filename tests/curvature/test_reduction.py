@@ -405,3 +405,24 @@ def test_units_farther_apart_than_the_tolerance_allows_give_no_result():
 
     assert planted.solve(20, found, rtol=0.1) is not None
     assert planted.solve(20, found, rtol=1e-5) is None
+
+
+@pytest.mark.parametrize("narrow", [0, 32])
+def test_a_few_units_a_layer_are_solved_in_blocks(monkeypatch: pytest.MonkeyPatch, narrow: int):
+    """More of them, as any layer is here at first, vector by vector; the pairs are the same."""
+    monkeypatch.setattr("spectra.curvature.reduction._NARROW", narrow)
+    planted = plant(CASES["two layers"])
+    dimensions: set[int] = set()
+
+    def counted(product: MatVec) -> MatVec:
+        def matvec(v: Tensor) -> Tensor:
+            if v.shape[-1] < planted.mlp.dim:
+                dimensions.add(v.ndim)
+            return product(v)
+
+        return matvec
+
+    pairs = planted.solve(20, counted=counted)
+
+    check_pairs(pairs, planted, 20)
+    assert dimensions == ({2} if narrow else {1, 2})  # small parts are always taken in one block

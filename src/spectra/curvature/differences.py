@@ -75,8 +75,8 @@ class Differences:
         return x_BGF, u_BG1[:, :, 0], y_BGY
 
     def __call__(self, v_p: Tensor) -> Tensor:
-        """The product Dv."""
-        return self.block(v_p[None])[0]
+        """The product Dv, of v's shape (p,); or those of a block of vectors (B, p)."""
+        return self.block(v_p) if v_p.ndim == 2 else self.block(v_p[None])[0]
 
     def block(self, v_Bp: Tensor) -> Tensor:
         """The products of B vectors (B, p): their first layers are taken as one."""

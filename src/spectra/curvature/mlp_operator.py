@@ -134,7 +134,9 @@ class MlpHessian:
         check_finite(self)
 
     def __call__(self, v_P: Tensor) -> Tensor:
-        """The product Hv, of v's shape (P,)."""
+        """The product Hv, of v's shape (P,); or those of a block of vectors (B, P)."""
+        if v_P.ndim == 2:
+            return self.block(v_P)
         if not (v_P.is_cuda and may_capture()):
             return self.block(v_P[None])[0]
         self.products += 1

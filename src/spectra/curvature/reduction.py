@@ -42,9 +42,10 @@ from spectra.curvature.operator import MatVec
 WORTHWHILE = 0.5
 """Share of the parameters that the quotient may keep for the reduction to be tried."""
 
-_STARTS = 4
-"""Random vectors that parts are solved from. Their products are a matter of the operations' number,
-so that four at once take little more than one."""
+_STARTS, _NARROW = 4, 32
+"""Random vectors that parts are solved from on a CPU, up to so many units a layer: calls take most
+of the time there, and a vector of four costs from 0.4 (one unit) to 0.7 of one alone (32). Beyond
+that, and on a GPU where a single product is a captured graph, the further products eat it up."""
 _OUTLYING = 3.0
 """Multiples of |λ_K| above which pairs are put to the whole Hessian apart from the rest."""
 _TIGHTER = 0.1
@@ -92,9 +93,11 @@ def reduced_eigenpairs(
         `k`, where one did not converge, or where the whole Hessian disagrees.
     """
     scale_p = quotient.scale_p
+    narrow = max(quotient.mlp.widths[1:]) <= _NARROW
     how: dict[str, Any] = {
         "max_products": max_products, "generator": generator,
-        "dtype": scale_p.dtype, "device": scale_p.device, "starts": _STARTS,
+        "dtype": scale_p.dtype, "device": scale_p.device,
+        "starts": _STARTS if narrow and scale_p.device.type == "cpu" else 1,
     }  # fmt: skip
     whole = counted(whole)
     found: list[_Found] = []
@@ -104,14 +107,14 @@ def reduced_eigenpairs(
         part = Differences(hessian, quotient, layer)
         if part.dim:
             tighter = {**how, "rtol": rtol * _TIGHTER, "above": above}
-            own, pairs, spent = _enough(part, counted(part.block), k, tighter)
+            own, pairs, spent = _enough(part, counted(part), k, tighter)
             found += own
             ends += [_end(part, end) for end in (pairs.smallest, pairs.largest)]
             products += spent
             above = _last(found, k)
 
-    def symmetric(z_Bp: Tensor) -> Tensor:
-        return scale_p * hessian.block(scale_p * z_Bp)
+    def symmetric(z: Tensor) -> Tensor:
+        return scale_p * hessian(scale_p * z)
 
     few = min(k, len(scale_p) - 1)
     pairs = leading_eigenpairs(
