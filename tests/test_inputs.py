@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from backgrounds import BACKGROUND, EDGES, mostly_background
-from spectra.inputs import Entries, Inputs, Rows, inputs_of
+from spectra.chunks import Rows
+from spectra.inputs import Inputs, inputs_of
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
@@ -74,19 +75,6 @@ def test_a_narrow_network_takes_chunks_together(widest: int, threads: int, membe
 
     assert [part.count for part in parts] == [4 * count for count in members]
     check(inputs, x, parts)
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 12])
-def test_a_table_may_lie_in_memory_in_any_way(width: int):
-    """Column by column, with gaps, or as a single column of a wider matrix."""
-    x = mostly_background(40, 9, BACKGROUND)
-    entries = Entries.of(x - BACKGROUND)
-    draw = torch.Generator().manual_seed(7)
-    wide = torch.randn(9, 2 * width, generator=draw, dtype=torch.float64)
-
-    for table in (wide[:, :width], wide[:, ::2], wide[:, :width].t().contiguous().t()):
-        expected = (x - BACKGROUND) @ table
-        torch.testing.assert_close(entries.times(table), expected, rtol=1e-12, atol=1e-13)
 
 
 def layer(d: int, n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

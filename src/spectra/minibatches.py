@@ -34,7 +34,8 @@ from torch import Tensor
 
 from spectra import runtime
 from spectra.backprop import Layers, write_gradients
-from spectra.inputs import CHUNK, SPARSE_BELOW, Entries
+from spectra.chunks import Entries
+from spectra.inputs import CHUNK, SPARSE_BELOW
 from spectra.mlp import Mlp
 
 _SELDOM = 0.3

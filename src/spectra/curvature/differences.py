@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from spectra import narrow
+from spectra.chunks import Chunk, Rows, Table
 from spectra.curvature.equal_units import Quotient
 from spectra.curvature.mlp_operator import MlpHessian, summed
-from spectra.inputs import Chunk, Columns, Rows, Table
+from spectra.inputs import Columns
 
 
 class Differences:

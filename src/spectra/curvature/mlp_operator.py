@@ -39,8 +39,9 @@ from torch import Tensor
 
 from spectra import narrow, runtime
 from spectra.backprop import Layers
+from spectra.chunks import Rows, Table
 from spectra.curvature.operator import check_finite
-from spectra.inputs import Inputs, Rows, Table, inputs_of
+from spectra.inputs import Inputs, inputs_of
 from spectra.mlp import Mlp
 from spectra.objective import cross_entropy_sum
 from spectra.streams import Graph, may_capture

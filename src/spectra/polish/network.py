@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from spectra import runtime
+from spectra.chunks import Chunk, DividedChunk, Entries, with_ones
 from spectra.curvature.equal_units import Quotient
 from spectra.curvature.mlp_operator import MlpHessian
-from spectra.inputs import Chunk, Columns, DividedChunk, Entries, Inputs, with_ones
+from spectra.inputs import Columns, Inputs
 from spectra.mlp import Mlp
 
 
