@@ -202,7 +202,16 @@ def test_every_module_of_the_numerics_is_bound():
         "batch_graph.py", "batch_loss.py", "batches.py", "fully_connected.py", "module.py",
         "module_operator.py", "point.py",
     }  # fmt: skip
-    modules = {"activations", "backprop", "inputs", "mlp", "objective", "runtime", "train"}
+    modules = {
+        "activations",
+        "backprop",
+        "chunks",
+        "inputs",
+        "mlp",
+        "objective",
+        "runtime",
+        "train",
+    }
     expected = {f"{name}.py" for name in modules} | {
         f"curvature/{path.name}"
         for path in (SOURCE / "curvature").glob("*.py")
