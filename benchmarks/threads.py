@@ -1,4 +1,4 @@
-"""How many threads a training step does best with on this machine, found by a short trial.
+"""How many threads a training step does best with on this machine, found by short trials in turns.
 
 At batch 64 a second thread gains or loses, depending on the machine and on the loop. Loops over
 data in memory run with whichever is faster, each with its own.
@@ -7,10 +7,13 @@ data in memory run with whichever is faster, each with its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from benchmarks.workload import BATCH, Problem
 
 _TRIAL_STEPS = 100
+_TRIALS = 7
+"""Of each number; one alone was decided by what else the machine did at that moment."""
 
 
 class StepThreads:
@@ -29,8 +32,11 @@ class StepThreads:
         if _key(problem) in self._best:
             return
         short = problem.of_size(min(_TRIAL_STEPS * BATCH, len(problem.train.labels_N)))
-        times = {n: self._seconds(short, n) for n in sorted({1, problem.threads})}
-        self._best[_key(problem)] = min(times, key=lambda n: times[n])
+        times: dict[int, list[float]] = {n: [] for n in sorted({1, problem.threads})}
+        for _ in range(_TRIALS):
+            for n, seconds in times.items():
+                seconds.append(self._seconds(short, n))
+        self._best[_key(problem)] = min(times, key=lambda n: median(times[n]))
 
     def of(self, problem: Problem) -> int:
         """The faster number."""
