@@ -17,6 +17,7 @@ pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +53,13 @@ _TIGHTER = 0.1
 """Share of the tolerance to which differences are solved, which are cheap and mixed by class, and
 both ends of the quotient's spectrum: pairs wanted are few there, and an end that crowds could be
 beyond one of the differences' that has long converged."""
+
+
+_FEWEST = 4
+"""Differences that a layer is asked for at least."""
+_SPREAD = 1.5
+"""Times as many as would do if all classes had as many units: those that lead may have fewer, and
+to begin anew for more takes longer than to find some more at once."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,10 @@ def _enough(
     if part.dim <= k:
         pairs = _every(part.dim, product, how)
         return _by_class(part, pairs), pairs, pairs.products
-    wanted, spent = 4, 0
+    wanted, spent = _FEWEST, 0
+    if not how["above"]:  # else few of them count
+        copies_each = sum(count - 1 for count in part.counts) / len(part.counts)
+        wanted = max(wanted, math.ceil(_SPREAD * k / copies_each))
     while True:
         wanted = min(wanted, k)
         pairs = leading_eigenpairs(product, dim=part.dim, k=wanted, **how)
