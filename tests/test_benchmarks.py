@@ -322,18 +322,21 @@ def test_a_network_is_led_from_strength_to_strength(problem: Problem):
 def test_an_epoch_takes_the_faster_number_of_threads(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ):
+    """By the median of trials in turns: one that something else slowed down decides nothing."""
     asked: list[int] = []
 
     def timed(_: Problem, threads: int) -> dict[str, float]:
         asked.append(threads)
-        epoch = {1: 3.0, 2: 2.0}[threads]
+        epoch = 9.0 if len(asked) == 2 else {1: 3.0, 2: 2.0}[threads]
         return {"steps": epoch - 0.5, "epoch": epoch}
 
     monkeypatch.setattr(ours._threads, "_best", {})
     monkeypatch.setattr(ours, "_timed_epoch", timed)
 
     assert ours.epoch(replace(problem, threads=2)) == {"steps": 1.5, "epoch": 2.0}
-    assert asked == [1, 2, 2]
+    trials, last = asked[:-1], asked[-1]
+    assert trials == [1, 2] * (len(trials) // 2)
+    assert last == 2
 
 
 def test_rows_of_pairs_carry_their_certificates(problem: Problem):
