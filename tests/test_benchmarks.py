@@ -23,6 +23,7 @@ from benchmarks.contender import Contender, Pairs
 from benchmarks.contenders import CONTENDERS, by_name
 from benchmarks.result import Result
 from benchmarks.rows import top_pairs
+from benchmarks.threads import _TRIALS
 from benchmarks.timing import Spread, interleave, paced_ratios, ratios, rotated
 from benchmarks.workload import CHAINS, Digits, Problem, Size, problems
 from spectra import plan
@@ -334,9 +335,7 @@ def test_an_epoch_takes_the_faster_number_of_threads(
     monkeypatch.setattr(ours, "_timed_epoch", timed)
 
     assert ours.epoch(replace(problem, threads=2)) == {"steps": 1.5, "epoch": 2.0}
-    trials, last = asked[:-1], asked[-1]
-    assert trials == [1, 2] * (len(trials) // 2)
-    assert last == 2
+    assert asked == [1, 2] * _TRIALS + [2]
 
 
 def test_rows_of_pairs_carry_their_certificates(problem: Problem):

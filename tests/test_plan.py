@@ -203,15 +203,8 @@ def test_every_module_of_the_numerics_is_bound():
         "module_operator.py", "point.py",
     }  # fmt: skip
     modules = {
-        "activations",
-        "backprop",
-        "chunks",
-        "inputs",
-        "mlp",
-        "objective",
-        "runtime",
-        "train",
-    }
+        "activations", "backprop", "chunks", "inputs", "mlp", "objective", "runtime", "train",
+    }  # fmt: skip
     expected = {f"{name}.py" for name in modules} | {
         f"curvature/{path.name}"
         for path in (SOURCE / "curvature").glob("*.py")

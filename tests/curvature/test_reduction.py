@@ -14,7 +14,7 @@ import oracles
 from oracles import REPEATED, Case
 from spectra.activations import ACTIVATIONS
 from spectra.curvature.differences import Differences
-from spectra.curvature.eigen import EigenPairs
+from spectra.curvature.eigen import EigenPairs, leading_eigenpairs
 from spectra.curvature.equal_units import Classes, Quotient, quotient
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.operator import MatVec
@@ -426,3 +426,22 @@ def test_a_few_units_a_layer_are_solved_in_blocks(monkeypatch: pytest.MonkeyPatc
 
     check_pairs(pairs, planted, 20)
     assert dimensions == ({2} if narrow else {1, 2})  # small parts are always taken in one block
+
+
+def test_classes_of_two_units_are_not_asked_for_a_few_pairs_first(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As many as they must give: one search of the differences, and one of the quotient."""
+    asked: list[int] = []
+
+    def watched(product: MatVec, *, k: int, **how: object) -> EigenPairs:
+        asked.append(k)
+        return leading_eigenpairs(product, k=k, **how)
+
+    monkeypatch.setattr("spectra.curvature.reduction.leading_eigenpairs", watched)
+    planted = plant(Case((8, 5, 3), [(2, 2, 2, 2, 2)]))
+
+    pairs = planted.solve(20)
+
+    check_pairs(pairs, planted, 20)
+    assert asked == [20, 20]

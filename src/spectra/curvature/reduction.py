@@ -53,8 +53,6 @@ _TIGHTER = 0.1
 """Share of the tolerance to which differences are solved, which are cheap and mixed by class, and
 both ends of the quotient's spectrum: pairs wanted are few there, and an end that crowds could be
 beyond one of the differences' that has long converged."""
-
-
 _FEWEST = 4
 """Differences that a layer is asked for at least."""
 _SPREAD = 1.5
@@ -176,7 +174,7 @@ def _enough(
         pairs = _every(part.dim, product, how)
         return _by_class(part, pairs), pairs, pairs.products
     wanted, spent = _FEWEST, 0
-    if not how["above"]:  # else few of them count
+    if not how["above"]:  # above a bound, a few show whether there are any
         copies_each = sum(count - 1 for count in part.counts) / len(part.counts)
         wanted = max(wanted, math.ceil(_SPREAD * k / copies_each))
     while True:
