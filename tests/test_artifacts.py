@@ -335,6 +335,19 @@ def test_a_committed_result_reads_back_equal(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_a_file_that_is_gone_is_told_from_a_folder_that_is(tmp_path: Path):
+    store = Store(tmp_path / "results")
+    with store.held():
+        with pytest.raises(StorageError, match=r"cannot read .*x\.json: No such .*; run again"):
+            store.read("x.json")
+        store.write("x.json", [b"{}"])
+        assert store.read("x.json") == b"{}"
+        (tmp_path / "results").rename(tmp_path / "elsewhere")
+
+        with pytest.raises(StorageError, match="was removed or replaced while it was in use"):
+            store.read("x.json")
+
+
 def test_there_are_no_results_in_no_folder(tmp_path: Path):
     assert Store(tmp_path / "absent").records() == []
 

@@ -127,7 +127,7 @@ FILES = (
     Row("params.yaml a folder", "train", "cannot read parameters from params.yaml: Is a directory; correct --params", prepare=lambda here: ((here / "params.yaml").unlink(), (here / "params.yaml").mkdir())),
     Row("a pipe", "train --params pipe", "pipe is a pipe; write the parameters to a file", prepare=fifo),
     Row("bytes without end", "train --params /dev/zero", "/dev/zero has more than 1,048,576 bytes; it is no file of parameters"),
-    Row("a name with NUL", ("train", "--params", "a\0b"), "…null byte, got 'a\\x00b'…"),
+    Row("a name with NUL", ("train", "--params", "a\0b"), "…embedded null …, got 'a\\x00b'…"),
     Row("a name that is no text", ("train", "--params", "\udcff.yaml"), "cannot read parameters from \\udcff.yaml: No such file or directory; correct --params"),
     Row("a name with a line feed", ("train", "--params", "a\nb.yaml"), "cannot read parameters from a\\nb.yaml: No such file or directory; correct --params"),
     Row("a name that is too long", "train --params " + "a" * 300, "cannot read parameters from aaa…: File name too long; correct --params"),
@@ -157,7 +157,7 @@ FILES = (
     Row("a billion laughs", "train", "unknown section 'a'; known are data, …", prepare=params(BOMB)),
     Row("a billion laughs as a value", "train", "train.lr: input should be a valid number, got [[...], [...], …]", prepare=params(BOMB.replace("i: ", "train: {lr: ").rstrip("\n") + "}\n")),
     Row("an alias of itself", "train", "train.lr: input should be a valid number, got keys and values", prepare=params("train: &t {lr: *t}\n")),
-    Row("a number of a million digits", "train", "params.yaml is not valid YAML: Exceeds the limit (4300 digits) for integer string conversion…", prepare=params(f"runtime: {{seed: {'9' * 10_000}}}\n")),
+    Row("a number of a million digits", "train", "params.yaml is not valid YAML: Exceeds the limit (4300…", prepare=params(f"runtime: {{seed: {'9' * 10_000}}}\n")),
     Row("a number in base sixty", "train", "runtime.seed: input should be a valid integer, got '1:30'", prepare=params("runtime: {seed: 1:30}\n")),
 )  # fmt: skip
 TABLE = FLAGS + FILES

@@ -24,7 +24,6 @@ than `numpy.savetxt`.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -39,7 +38,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from spectra.errors import StorageError
+from spectra.errors import StorageError, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,7 +208,7 @@ class Store:
         Raises:
             StorageError: Another process holds it, or it cannot be created.
         """
-        with _explained(self.root):
+        with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root, os.O_RDONLY)
         try:
@@ -220,7 +219,7 @@ class Store:
                     f"{self.root} is in use by another sweep; wait for it or choose another "
                     "folder with --out"
                 ) from None
-            with _explained(self.root):
+            with writing(self.root):
                 for leftover in self.root.glob(f".*{_TEMPORARY}") if alone else ():
                     leftover.unlink(missing_ok=True)
             self._held, self._mark = os.fstat(handle), "" if alone else f".{os.getpid()}"
@@ -237,7 +236,7 @@ class Store:
         """
         path, partial = self.root / name, self.root / f".{name}{self._mark}{_TEMPORARY}"
         summed, size = hashlib.sha256(), 0
-        with _explained(path):
+        with writing(path):
             self._there()
             try:
                 with partial.open("wb") as file:
@@ -290,7 +289,7 @@ class Store:
 
     def discard(self, names: Iterable[str]) -> None:
         """Delete files, in this order, where they are there."""
-        with _explained(self.root):
+        with writing(self.root):
             for name in names:
                 (self.root / name).unlink(missing_ok=True)
 
@@ -303,20 +302,31 @@ class Store:
         """Whether Model-{ID}.csv is there."""
         return (self.root / f"Model-{replicate}.csv").exists()
 
-    def history(self, record: Record) -> list[dict[str, float]]:
-        """The epochs of a result, as history-{ID}-{L2}.csv has them."""
-        path = self.root / history_name(record.key)
+    def read(self, name: str) -> bytes:
+        """The content of a file of a result.
+
+        Raises:
+            StorageError: It is not there, or cannot be read.
+        """
+        path = self.root / name
         try:
-            text = path.read_text(errors="replace")
+            return path.read_bytes()
         except OSError as error:
             self._there()
             raise StorageError(f"cannot read {path}: {error.strerror}; run again") from None
+
+    def history(self, record: Record) -> list[dict[str, float]]:
+        """The epochs of a result, as history-{ID}-{L2}.csv has them."""
+        name = history_name(record.key)
+        text = self.read(name).decode(errors="replace")
         header, *lines = text.splitlines() or [""]
         names = header.split(",")
         try:
             return [dict(zip(names, map(float, line.split(",")), strict=True)) for line in lines]
         except ValueError:
-            raise StorageError(f"{path} is damaged; see `spectra verify --repair`") from None
+            raise StorageError(
+                f"{self.root / name} is damaged; see `spectra verify --repair`"
+            ) from None
 
     def _there(self) -> None:
         """Make the folder, or make sure that it is still the one that is held."""
@@ -329,7 +339,7 @@ class Store:
             )
 
     def _sync(self) -> None:
-        with _explained(self.root):
+        with writing(self.root):
             handle = os.open(self.root, os.O_RDONLY)
             try:
                 os.fsync(handle)
@@ -375,22 +385,3 @@ def _well_formed(content: Mapping[str, Any]) -> bool:
             for name, facts in content["files"].items()
         )
     )
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal into one line with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        remedy = {
-            errno.ENOSPC: "free some space, or use --eigenvectors npy or none, and run again: "
-            "finished strengths are kept",
-            errno.EDQUOT: "the quota is used up; free some space and run again",
-            errno.EROFS: "the file system is read-only; choose another folder with --out",
-            errno.EACCES: "permission denied; choose another folder with --out",
-            errno.EPERM: "permission denied; choose another folder with --out",
-            errno.ENOTDIR: "a part of the path is a file; choose another folder with --out",
-            errno.EEXIST: "the path is a file, not a folder; choose another with --out",
-        }.get(error.errno or 0, "check the folder and run again: finished strengths are kept")
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None

@@ -19,6 +19,11 @@ the limit, the value met and the remedy, in one line; the terminal shows no trac
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class SpectraError(Exception):
     """Root of the tree; `exit_code` is what the process ends with."""
@@ -78,3 +83,22 @@ class MemoryShortError(SpectraError):
     """There is not enough memory for what was asked."""
 
     exit_code = 6
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write there into one line with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free some space, or use --eigenvectors npy or none, and run again: "
+            "finished strengths are kept",
+            errno.EDQUOT: "the quota is used up; free some space and run again",
+            errno.EROFS: "the file system is read-only; choose another folder with --out",
+            errno.EACCES: "permission denied; choose another folder with --out",
+            errno.EPERM: "permission denied; choose another folder with --out",
+            errno.ENOTDIR: "a part of the path is a file; choose another folder with --out",
+            errno.EEXIST: "the path is a file, not a folder; choose another with --out",
+        }.get(error.errno or 0, "check the folder and run again: finished strengths are kept")
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None

@@ -138,13 +138,13 @@ def _finished_run(
     tags = provenance.tags(bench.data_digest, record.digest)
     vouching = artifacts.certificate_name(key)
     if vouching in record.files:
-        certificate = Certificate(orjson.loads((store.root / vouching).read_bytes()))
+        certificate = Certificate(orjson.loads(store.read(vouching)))
         metrics |= certificate.metrics()
         tags["spectra.verdict"] = certificate.verdict
         files.append(vouching)
     told = polishing.report_name(key)
     if told in record.files:
-        polished = polishing.Departure(**orjson.loads((store.root / told).read_bytes()))
+        polished = polishing.Departure(**orjson.loads(store.read(told)))
         metrics |= polished.metrics()
         tags["spectra.polished"] = polished.verdict
         files.append(told)

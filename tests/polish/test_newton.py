@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +139,13 @@ def test_the_budget_ends_it_with_a_verdict_and_the_best_point():
     assert found.objective == pytest.approx(float(valley(found.x_P)), rel=1e-15)
 
 
+def numbers(found: Polished) -> dict[str, object]:
+    """All of a result but its vectors."""
+    return {
+        name: value for name, value in vars(found).items() if isinstance(value, int | float | str)
+    }
+
+
 @pytest.mark.parametrize("start_P", [START_P, START_P.float()], ids=["float64", "float32"])
 def test_from_every_step_a_later_call_ends_with_the_same_bytes(start_P: Tensor):
     states: list[State] = []
@@ -149,9 +155,7 @@ def test_from_every_step_a_later_call_ends_with_the_same_bytes(start_P: Tensor):
     for state in states:
         again = descend(valley, torch.zeros_like(start_P), state=state)
         assert torch.equal(again.x_P, whole.x_P)
-        assert replace(again, x_P=whole.x_P, gradient_ce_P=whole.gradient_ce_P, lowest=None) == (
-            replace(whole, lowest=None)
-        )
+        assert numbers(again) == numbers(whole)
 
 
 def test_points_that_are_not_finite_are_not_visited():

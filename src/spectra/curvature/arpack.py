@@ -5,6 +5,10 @@ against. An end of the spectrum that is not among the pairs found takes a second
 complement, which lies in [−|λ_K|, |λ_K|]: moved down by |λ_K|, its smallest eigenvalue is the
 largest in magnitude, and moved up its largest.
 
+Where the Krylov space is exhausted, ARPACK goes on from random vectors. Newer SciPy takes those
+from a generator of the caller's; before 1.17 they are the next ones of a state that lasts as long
+as the process, so a search gives the same bytes in a new process only.
+
 Source: R. B. Lehoucq, D. C. Sorensen, C. Yang, ARPACK Users' Guide (SIAM, 1998).
 """
 
@@ -22,7 +26,6 @@ from spectra.curvature.eigen import EigenPairs, Floats, certified, check_count
 from spectra.curvature.operator import MatVec
 from spectra.errors import NonFiniteError
 
-# Newer SciPy draws ARPACK's restart vectors from a generator of the caller's.
 _TAKES_RNG = "rng" in inspect.signature(eigsh).parameters
 
 
