@@ -50,3 +50,20 @@ def test_a_sweep_s_table_fits_into_80_columns(row: dict[str, float], replicates:
 
 def test_columns_stand_two_apart_where_there_is_room():
     assert "‖∇L_eff‖  " in shown(record(LEARNT | {"lambda_min": -0.1}))[0]
+
+
+def test_the_time_left_leaves_out_the_first_strength(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Which takes longer: a chain begins with a network trained from scratch."""
+    now = 100.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    lines = display.Lines()
+    lines.sweep(total=13, done=2)
+    told = []
+    for took in (60.0, 8.0, 12.0):
+        now += took
+        lines.done(record(LEARNT | {"products": 111}), took)
+        told.append(capsys.readouterr().err.rstrip().rpartition("; ")[2])
+
+    assert told == ["about 10 min left", "about 72 s left", "about 80 s left"]

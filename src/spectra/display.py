@@ -58,26 +58,30 @@ def shown(*, quiet: bool) -> Iterator[Progress]:
 
 
 class _Pace:
-    """Time left, from the strengths that this process has finished."""
+    """Time left, from the strengths that this process has finished.
+
+    The first is left out as soon as there are others: a chain begins with a network trained from
+    scratch, and with nothing to do beside it.
+    """
 
     def __init__(self) -> None:
         self.total = self.done = 0
-        self._own = 0
-        self._began = time.monotonic()
+        self._ends: list[float] = [time.monotonic()]
 
     def start(self, total: int, done: int) -> None:
         self.total, self.done = total, done
-        self._began = time.monotonic()
+        self._ends = [time.monotonic()]
 
     def add(self) -> None:
         self.done += 1
-        self._own += 1
+        self._ends.append(time.monotonic())
 
     def left(self) -> str:
         remaining = self.total - self.done
-        if not self._own or not remaining:
+        if len(self._ends) < 2 or not remaining:
             return ""
-        each = (time.monotonic() - self._began) / self._own
+        ends = self._ends[1:] if len(self._ends) > 2 else self._ends
+        each = (ends[-1] - ends[0]) / (len(ends) - 1)
         return f"about {duration(remaining * each)} left"
 
 
