@@ -118,3 +118,12 @@ def test_data_that_cannot_be_had_are_said_so(tiny: Tiny, tmp_path: Path):
 
     with pytest.raises(DataError, match="no source gave the data set 'sample'"):
         open_bench(missing, lambda _: None)
+
+
+def test_parameters_name_the_device_that_auto_has_come_to(
+    tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+):
+    """Results of one folder are of one device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert open_bench(tiny(runtime__device="auto"), print).params == tiny(runtime__device="cpu")

@@ -96,6 +96,7 @@ def train(
 ) -> TrainedFile:
     """Train one network at one strength from its seeded initial weights and save it."""
     bench = open_bench(params, progress.say)
+    params = bench.params
     key = f"{replicate}-{plan.strength_labels([l2])[l2]}"
     with _beside(out, key) as store:
         began = time.monotonic()
@@ -123,6 +124,7 @@ def spectrum(
 ) -> Examined:
     """Compute the spectrum of a saved network over the full training set and write its files."""
     bench = open_bench(params, progress.say)
+    params = bench.params
     network, theta_P = bench.weights(weights)
     own_name = re.fullmatch(r"model_weights-(\d+-(\d+\.\d+))", weights.stem)
     if l2 is None:
@@ -177,6 +179,7 @@ def sweep(
     began = time.monotonic()
     polishing.check_dtypes(params)
     bench = open_bench(params, progress.say)
+    params = bench.params
     analysis.check_pairs(bench, bench.network)  # before hours of training
     laid = plan.plan(
         params, data_digest=bench.data_digest, reference_digest=bench.reference_digest,

@@ -23,15 +23,16 @@ T = TypeVar("T")
 
 # Files whose text decides numbers. A change to any makes earlier results another code's.
 _NUMERICS = (
-    "activations.py", "backprop.py", "chunks.py", "descent.py", "inputs.py", "minibatches.py",
-    "mlp.py", "narrow.py", "objective.py", "runtime.py", "streams.py", "train.py",
-    "curvature/arpack.py", "curvature/certificate.py", "curvature/claim.py",
-    "curvature/differences.py", "curvature/eigen.py", "curvature/equal_units.py",
-    "curvature/examination.py", "curvature/intervals.py", "curvature/lanczos.py",
-    "curvature/mlp_operator.py", "curvature/noise.py", "curvature/operator.py",
-    "curvature/probe.py", "curvature/recomputation.py", "curvature/reduction.py",
-    "curvature/spectrum.py", "polish/landscape.py", "polish/lowest.py", "polish/model.py",
-    "polish/network.py", "polish/newton.py", "polish/symmetric.py", "polish/valley.py",
+    "activations.py", "analysis.py", "backprop.py", "chunks.py", "data.py", "descent.py",
+    "inputs.py", "minibatches.py", "mlp.py", "narrow.py", "objective.py", "polishing.py",
+    "runtime.py", "solve.py", "streams.py", "train.py", "workbench.py", "curvature/arpack.py",
+    "curvature/certificate.py", "curvature/claim.py", "curvature/differences.py",
+    "curvature/eigen.py", "curvature/equal_units.py", "curvature/examination.py",
+    "curvature/intervals.py", "curvature/lanczos.py", "curvature/mlp_operator.py",
+    "curvature/noise.py", "curvature/operator.py", "curvature/probe.py",
+    "curvature/recomputation.py", "curvature/reduction.py", "curvature/spectrum.py",
+    "polish/landscape.py", "polish/lowest.py", "polish/model.py", "polish/network.py",
+    "polish/newton.py", "polish/symmetric.py", "polish/valley.py",
 )  # fmt: skip
 
 _DECISIVE = ("model", "objective", "train", "polish", "spectrum", "certificate", "runtime")

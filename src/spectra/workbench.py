@@ -34,7 +34,7 @@ class Workbench:
     """Data on the device, and the parameters as the numerics take them.
 
     Attributes:
-        params: All parameters.
+        params: All parameters, with the device that is used in place of "auto".
         machine: Device, dtype and threads.
         train_set: What is learnt from, normalised.
         test_set: What is only evaluated.
@@ -152,6 +152,9 @@ def open_bench(params: Params, say: Callable[[str], None]) -> Workbench:
         seed=params.runtime.seed, device=params.runtime.device, dtype=params.runtime.dtype,
         threads=params.runtime.threads,
     )  # fmt: skip
+    # What "auto" has come to decides the last bits of a result, so that is what it is bound to.
+    here = params.runtime.model_copy(update={"device": machine.device.type})
+    params = params.model_copy(update={"runtime": here})
     data.ensure(params.data, say=say)
     loaded = data.load(params.data)
 

@@ -249,6 +249,28 @@ def test_the_zero_operator_has_zero_eigenvalues(solve: Solve):
     assert np.abs(pairs.vectors_KP @ pairs.vectors_KP.T - np.eye(7)).max() < 1e-14
 
 
+@ours
+def test_pairs_that_were_never_multiplied_are_declared(solve: Solve):
+    """Nine eigenvalues of a 300×300 matrix; what is found null by products is not declared."""
+    matrix_PP = torch.diag(torch.from_numpy(SPECTRA["rank 9 of 300"].values)).float()
+    images = 0
+
+    def counted(v: Tensor) -> Tensor:
+        nonlocal images
+        images += len(v) if v.ndim == 2 else 1
+        return v @ matrix_PP
+
+    pairs = solve(counted, dim=300, k=30, rtol=1e-3, max_products=500, generator=torch.Generator())
+
+    assert pairs.products == images < 30
+    assert pairs.declared_K.sum() >= 30 - images
+    assert not pairs.declared_K[:9].any()
+    assert pairs.converged_K.all()
+    assert np.all(pairs.values_K[pairs.declared_K] == 0)
+    assert np.all(pairs.residuals_K[pairs.declared_K] > 0)
+    assert not solve_planted(solve, matrix_PP[:20, :20], 9).declared_K.any()
+
+
 @either
 @pytest.mark.parametrize("values", [[3.0, 2], [3.0, 2, 1.5, 1, 0.5]], ids=str)
 def test_all_but_one_of_a_positive_matrix(solve: Solve, values: list[float]):

@@ -183,6 +183,7 @@ def spectrum(
             "eigenvalues": found.pairs.values_K.tolist(),
             "residuals": found.pairs.residuals_K.tolist(),
             "converged": found.pairs.converged_K.tolist(),
+            "declared": found.pairs.declared_K.tolist(),
             "worst_relative_residual": worst_residual(found),
             "lambda_min": (lowest := found.pairs.smallest).value,
             "lambda_min_residual": lowest.residual, "lambda_max": found.pairs.largest.value,

@@ -82,11 +82,14 @@ class EigenPairs:
         values_K: Sorted by |λ|, largest first, sign kept; float64.
         vectors_KP: Orthonormal rows, in the operator's dtype; the entry of largest magnitude
             in each is positive, so that a sign is a fact and not an accident.
-        residuals_K: |Hv − λv|, from the vectors returned and their images.
+        residuals_K: |Hv − λv|, from the vectors returned and their images; of declared pairs the
+            norm up to which an image counts as nothing.
         converged_K: Whether residual <= rtol·|λ|, or is the round-off of the products.
         smallest: The smallest algebraic eigenvalue.
         largest: The largest algebraic eigenvalue.
         products: Products spent.
+        declared_K: Whether a pair was declared to be null and never multiplied: the operator had
+            mapped fresh directions to nothing, so the rest of the space counts as degenerate.
     """
 
     values_K: Floats
@@ -96,6 +99,11 @@ class EigenPairs:
     smallest: Extreme
     largest: Extreme
     products: int
+    declared_K: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.declared_K):
+            object.__setattr__(self, "declared_K", np.zeros(len(self.values_K), bool))
 
 
 def leading_eigenpairs(
@@ -151,6 +159,7 @@ def leading_eigenpairs(
         process.step(ahead=search.ahead)
         spent = process.products >= max_products
         nothing_else = min(process.nulls, process.exhausted) >= _NULLS
+        multiplied = process.size
         if nothing_else:
             process.fill(k + 1)
         due = process.size > least and not process.ready and (
@@ -195,6 +204,8 @@ def leading_eigenpairs(
         rtol=rtol,
         products=process.products,
         above=above,
+        declared_K=(coefficients_JK[multiplied:] ** 2).sum(0) > 0.5,
+        left_over=process.limit,
     )
 
 
@@ -206,6 +217,8 @@ def certified(
     rtol: float,
     products: int,
     above: float = 0.0,
+    declared_K: NDArray[np.bool_] | None = None,
+    left_over: float = 0.0,
 ) -> EigenPairs:
     """Eigenpairs from vectors and their images: Rayleigh quotients and residuals, in float64.
 
@@ -217,6 +230,8 @@ def certified(
         rtol: See `leading_eigenpairs`.
         products: Products spent.
         above: See `leading_eigenpairs`.
+        declared_K: Which images are zeros that were never computed; none unless given.
+        left_over: What those may be instead, as a norm.
 
     Raises:
         NonFiniteError: An image is NaN or infinite.
@@ -232,6 +247,8 @@ def certified(
         residuals[i] = float((image_P - values[i] * v_P).norm())
     if not np.isfinite(residuals).all():
         raise NonFiniteError("a product of the operator is NaN or infinite at an eigenvector")
+    declared = np.zeros(len(values), bool) if declared_K is None else declared_K
+    residuals[declared] = np.maximum(residuals[declared], left_over)
     order = np.lexsort((-values[:k], -np.abs(values[:k])))
     floor = ROUND_OFF * torch.finfo(vectors_KP.dtype).eps * float(np.abs(values).max())
     leading, errors = values[:k][order], residuals[:k][order]
@@ -250,6 +267,7 @@ def certified(
         smallest=extreme(np.argmin(values)),
         largest=extreme(np.argmax(values)),
         products=products,
+        declared_K=declared[:k][order],
     )
 
 

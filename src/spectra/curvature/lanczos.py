@@ -108,6 +108,11 @@ class Lanczos:
             self.refresh()
 
     @property
+    def limit(self) -> float:
+        """Norm up to which what the operator makes of a direction counts as nothing."""
+        return max(self.negligible, 4 * torch.finfo(self._basis_JP.dtype).eps * self._scale)
+
+    @property
     def full(self) -> bool:
         """Whether the basis must be restarted before it can grow."""
         return self.size == self.capacity
@@ -153,7 +158,7 @@ class Lanczos:
                 "scale or use runtime.dtype: float64"
             )
         self._scale = max(self._scale, before)
-        limit = max(self.negligible, 4 * torch.finfo(image_P.dtype).eps * self._scale)
+        limit = self.limit
         if direction.fresh:
             self.nulls = self.nulls + 1 if before <= limit else 0
         near = [*np.flatnonzero(direction.coefficients_J), j]
