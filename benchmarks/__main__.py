@@ -22,7 +22,7 @@ from benchmarks import machine, rows, table, workload
 from benchmarks.contender import Contender
 from benchmarks.contenders import CONTENDERS
 from benchmarks.growth import growth
-from benchmarks.peers import EIGENTHINGS_DEFAULTS
+from benchmarks.peers import EIGENTHINGS_DEFAULTS, PYHESSIAN_EIGSH
 from benchmarks.result import Result
 from benchmarks.workload import CHAINS, QUICK, Problem, Size
 
@@ -107,9 +107,10 @@ def _sections(
 
     def eigen() -> None:
         for problem in problems.values():
-            also = [EIGENTHINGS_DEFAULTS] if problem is learnt else []
-            if EIGENTHINGS_DEFAULTS.missing or not any(c.name == "eigenthings" for c in contenders):
-                also = []
+            there = {c.name for c in contenders}
+            also = [PYHESSIAN_EIGSH] if "pyhessian" in there else []
+            if problem is learnt and "eigenthings" in there:
+                also.append(EIGENTHINGS_DEFAULTS)
             rows.top_pairs(result, [*contenders, *also], problem)
 
     work = {

@@ -6,7 +6,9 @@
   four steps a pair and reorthogonalisation; `EIGENTHINGS_DEFAULTS` is what a user gets who does
   not. It averages batches without weights, so only batches of equal size are right.
 - PyHessian has power iteration with deflation, a pair at a time. It has no bound on time, so it
-  is stopped from inside its own loop, and the pairs it had finished are what counts.
+  is stopped from inside its own loop, and the pairs it had finished are what counts. Its product,
+  which keeps the graph of the full batch's gradient, is also given to `eigsh`: that is no use of
+  it that it documents, but the fastest of the peers' products in a solver that ends.
 
 curvlinops and hessian-eigenthings may take the data in batches of several sizes; which is
 fastest is tried once, outside all timings.
@@ -228,4 +230,10 @@ PYHESSIAN = Contender(
     leading=_pyhessian_leading,
     package="pyhessian",
     note=lambda _: "full batch, its gradient's graph kept",
+)
+PYHESSIAN_EIGSH = replace(
+    PYHESSIAN,
+    name="pyhessian-eigsh",
+    title="PyHessian's product in eigsh",
+    leading=by_eigsh(_pyhessian_operator),
 )

@@ -18,6 +18,7 @@ _TITLES = {
     "eigenthings": "hessian-eigenthings",
     "eigenthings-defaults": "hessian-eigenthings, its defaults",
     "pyhessian": "PyHessian",
+    "pyhessian-eigsh": "PyHessian's product in eigsh",
     "ours": "spectra",
 }
 _COLUMNS = ("recipe", "plain", "curvlinops", "eigenthings", "pyhessian", "ours")
@@ -90,7 +91,10 @@ def _about(run: Mapping[str, Any]) -> str:
     return (
         f"{where}; {machine['threads']} threads; float32; {settings['examples']:,} images. "
         f"{having}. Networks: {networks}. Medians of up to {settings['rounds']} interleaved "
-        "rounds; in brackets the multiple of ours, for pairs of ours right before and after."
+        "rounds, fewer of what takes long. In brackets: how many times as long as ours it took; "
+        "leading pairs are compared with our runs right before and after, so where the machine's "
+        "speed changed meanwhile, that is not the quotient of the times printed. ≈: put together "
+        "from other rows, not run; –: it has nothing of the kind."
     )
 
 
@@ -117,7 +121,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
         return f"wrong ({text})"
     if row["contender"] == "ours":
         text = f"**{text}**"
-    elif row["ratio"]:
+    elif row["ratio"] and row["work"] != "set-up":  # some do at once what others put off
         text = f"{text} ({_three(row['ratio'])}×)"
     return text if kind == "right" else f"{text}, {kind}"
 

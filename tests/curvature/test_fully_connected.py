@@ -27,7 +27,8 @@ def data(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 def recognised(
     model: nn.Module, given: object = None, loss: Loss = functional.cross_entropy
 ) -> FullyConnected:
-    return fully_connected(model, BatchLoss(loss), Batches(data() if given is None else given))
+    batches = Batches(data() if given is None else given)
+    return fully_connected(model, BatchLoss(loss), batches, memory=1 << 20)
 
 
 class Functional(nn.Module):
@@ -173,7 +174,10 @@ X, Y = data()
 @pytest.mark.parametrize(
     ("given", "loss", "message"),
     [
-        ([(X, Y)], functional.cross_entropy, "data as tensors"),
+        ([((X,), Y)], functional.cross_entropy, "data as tensors"),
+        ([(X, Y), (X.double(), Y)], functional.cross_entropy, "data as tensors"),
+        ([(X, Y), (X[:, 0], Y)], functional.cross_entropy, "data as tensors"),
+        ([(X, Y[:3])], functional.cross_entropy, "data as tensors"),
         ((X[:0], Y[:0]), functional.cross_entropy, "data as tensors"),
         ((X, Y.int()), functional.cross_entropy, "integer labels"),
         ((X, functional.one_hot(Y, C).float()), functional.cross_entropy, "integer labels"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import oracles
 from spectra.curvature.mlp_operator import MlpHessian
@@ -115,6 +115,35 @@ def test_the_fused_product_is_chosen_where_it_applies_and_is_the_same(
     assert (fused.dim, fused.examples) == (twice.dim, twice.examples)
 
 
+@pytest.mark.parametrize("kind", ["batches", "loader"])
+def test_the_fused_product_takes_batches_too(kind: str):
+    """Put together, the last smaller one included; of a loader both passes are compared."""
+    x, y = images()
+    loader = DataLoader(TensorDataset(x, y), batch_size=5)
+    data = loader if kind == "loader" else [(x[:3], y[:3]), (x[3:], y[3:])]
+
+    fused = hessian_of(mlp(), nn.CrossEntropyLoss(), data)
+    twice = hessian_of(mlp(), nn.CrossEntropyLoss(), data, product="autodiff")
+
+    assert isinstance(fused, MlpHessian)
+    assert fused.examples == len(y)
+    v_BP = torch.randn(2, fused.dim, dtype=torch.float64)
+    torch.testing.assert_close(fused(v_BP), twice(v_BP), rtol=1e-10, atol=1e-12)
+
+
+def test_a_loader_that_draws_anew_is_not_put_together():
+    class Drawn(Dataset[tuple[Tensor, Tensor]]):
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return torch.randn(1, 5, 5, dtype=torch.float64), torch.tensor(i % 3)
+
+    for product in ("auto", "fused"):
+        with pytest.raises(UsageError, match="is not what it was in the first pass"):
+            hessian_of(mlp(), nn.CrossEntropyLoss(), DataLoader(Drawn()), product=product)
+
+
 def test_a_sum_of_cross_entropies_is_averaged_by_both_products():
     x, y = images()
     loss = nn.CrossEntropyLoss(reduction="sum")
@@ -129,28 +158,30 @@ def test_a_sum_of_cross_entropies_is_averaged_by_both_products():
 
 
 @pytest.mark.parametrize(
-    ("make", "loss", "loader"),
+    ("make", "loss", "memory"),
     [
-        (cnn, nn.CrossEntropyLoss(), False),
-        (mlp, nn.CrossEntropyLoss(weight=torch.ones(3).double()), False),
-        (mlp, nn.CrossEntropyLoss(), True),
-        (mlp, entropy, False),
+        (cnn, nn.CrossEntropyLoss(), 1 << 20),
+        (mlp, nn.CrossEntropyLoss(weight=torch.ones(3).double()), 1 << 20),
+        (mlp, nn.CrossEntropyLoss(), 1000),
+        (mlp, nn.CrossEntropyLoss(), 0),
+        (mlp, entropy, 1 << 20),
     ],
 )
 def test_the_general_product_is_chosen_elsewhere(
-    make: Callable[[], nn.Module], loss: Callable[..., Tensor], loader: bool
+    make: Callable[[], nn.Module], loss: Callable[..., Tensor], memory: int
 ):
     x, y = images()
-    data = DataLoader(TensorDataset(x, y), batch_size=4) if loader else (x, y)
+    assert 1000 < x.nbytes < 1 << 20
+    data = DataLoader(TensorDataset(x, y), batch_size=4)
 
-    hessian = hessian_of(make(), loss, data)
+    hessian = hessian_of(make(), loss, data, graph_bytes=memory)
 
     assert isinstance(hessian, ModuleHessian)
     v_P = torch.linspace(-1, 1, hessian.dim, dtype=torch.float64)
     expected_P = dense(make(), functional.cross_entropy, x, y) @ v_P
     torch.testing.assert_close(hessian(v_P), expected_P, rtol=1e-10, atol=1e-12)
     with pytest.raises(UsageError, match=r"fused product does not apply: .*product='auto'"):
-        hessian_of(make(), loss, data, product="fused")
+        hessian_of(make(), loss, data, product="fused", graph_bytes=memory)
 
 
 def test_a_regression_has_the_hessian_of_its_mean_over_elements():

@@ -104,6 +104,39 @@ class Batches:
             )
         self._marks = marks
 
+    def together(self, memory: int) -> tuple[Tensor, Tensor] | None:
+        """All data as one pair of tensors, or None where they are no such.
+
+        Args:
+            memory: Bytes that data which stream in may take; more are not held. Those that fit
+                are passed over twice, so that the second pass is held against the first.
+
+        Raises:
+            UsageError: See `__iter__`.
+        """
+        if self.pair is not None:
+            return self.pair
+        parts: list[tuple[Tensor, Tensor]] = []
+        held = 0
+        for inputs, targets in self:
+            if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+                return None
+            held += inputs.nbytes + targets.nbytes
+            parts.append((inputs, targets))
+            first = parts[0]
+            alike = all(
+                part.ndim and part.shape[1:] == one.shape[1:] and part.dtype == one.dtype
+                for part, one in zip(parts[-1], first, strict=True)
+            )
+            if not alike or len(inputs) != len(targets) or (self.streamed and held > memory):
+                return None
+        if self.streamed:
+            for _ in self:
+                pass
+        return (
+            (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])) if parts else None
+        )
+
     def _checked(self, item: object, number: int) -> Batch:
         if not isinstance(item, list | tuple) or len(item) != 2:
             size = f" of {len(item)}" if isinstance(item, list | tuple) else ""

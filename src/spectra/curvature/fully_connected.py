@@ -39,27 +39,32 @@ class FullyConnected:
     labels_N: Tensor
 
 
-def fully_connected(model: nn.Module, loss: BatchLoss, batches: Batches) -> FullyConnected:
+def fully_connected(
+    model: nn.Module, loss: BatchLoss, batches: Batches, *, memory: int
+) -> FullyConnected:
     """What the fused product needs of a network under the mean cross-entropy.
 
     Args:
         model: The network, whose vector is its parameters in the order of `named_parameters()`.
         loss: A cross-entropy without weights or smoothing.
-        batches: Data in memory as tensors: inputs with a line an example, and integer labels.
+        batches: Tensors: inputs with a line an example, and integer labels.
+        memory: Bytes that they may take where they stream in.
 
     Raises:
         UsageError: The fused product does not apply, and why; or see `Point`.
     """
     point = Point(model)
-    inputs, labels_N = _classified(loss, batches)
+    if not loss.plain_cross_entropy:
+        raise UsageError("the loss is not a plain cross-entropy")
     if any(not p.requires_grad for p in model.parameters()):
         raise UsageError("some parameters are frozen")
-    if inputs.dtype != point.theta_P.dtype:
-        raise UsageError(f"inputs are {inputs.dtype} and parameters {point.theta_P.dtype}")
     try:
         chain, theta_P = from_state_dict(trainable(model), "sigmoid")
     except WeightsError as error:
         raise UsageError(f"the network is no chain of affine maps with biases: {error}") from error
+    inputs, labels_N = _classified(batches, memory)
+    if inputs.dtype != point.theta_P.dtype:
+        raise UsageError(f"inputs are {inputs.dtype} and parameters {point.theta_P.dtype}")
     if inputs[0].numel() != chain.widths[0]:
         shape = tuple(inputs.shape[1:])
         raise UsageError(f"an example has shape {shape}, not {chain.widths[0]} inputs")
@@ -74,13 +79,15 @@ def fully_connected(model: nn.Module, loss: BatchLoss, batches: Batches) -> Full
     )
 
 
-def _classified(loss: BatchLoss, batches: Batches) -> tuple[Tensor, Tensor]:
+def _classified(batches: Batches, memory: int) -> tuple[Tensor, Tensor]:
     """Inputs and labels in memory."""
-    if batches.pair is None or not len(batches.pair[0]):
-        raise UsageError("it needs the data as tensors (inputs, targets)")
-    inputs, labels_N = batches.pair
-    if not loss.plain_cross_entropy:
-        raise UsageError("the loss is not a plain cross-entropy")
+    pair = batches.together(memory)
+    if pair is None or not len(pair[0]):
+        raise UsageError(
+            "it needs the data as tensors (inputs, targets) or batches of such, of at most "
+            f"graph_bytes={memory} bytes where they stream in"
+        )
+    inputs, labels_N = pair
     if labels_N.dtype != torch.int64 or labels_N.ndim != 1:
         raise UsageError("the targets are not a vector of integer labels")
     if inputs.ndim < 2:

@@ -56,8 +56,9 @@ def hessian_of(
         product: "autodiff" for any network, "fused" for fully connected ones, "auto" for the
             fused one wherever it applies.
         batch_size: Examples taken together where the data are tensors.
-        graph_bytes: Memory for what autodiff may keep between products; 0 recomputes it. Of
-            data that stream in nothing is kept: one batch is held at a time.
+        graph_bytes: Memory for what may be kept between products: the graphs of autodiff, or
+            data that stream in where the fused product applies. 0 keeps neither: graphs are made
+            anew, and of data that stream in one batch is held at a time.
 
     Returns:
         The operator; its type says which product was chosen.
@@ -75,7 +76,7 @@ def hessian_of(
     batch_loss = BatchLoss(loss, reduction)
     if product != "autodiff":
         try:
-            network = fully_connected(model, batch_loss, batches)
+            network = fully_connected(model, batch_loss, batches, memory=graph_bytes)
         except UsageError as error:
             if product == "fused":
                 raise UsageError(

@@ -109,8 +109,8 @@ class ModuleHessian:
         return len(self._graphs)
 
     def __call__(self, v_P: Tensor) -> Tensor:
-        """The product Hv, of v's shape (P,), dtype and device."""
-        return self.block(v_P[None])[0]
+        """The product Hv, of v's shape (P,), dtype and device; or those of a block (B, P)."""
+        return self.block(v_P) if v_P.ndim == 2 else self.block(v_P[None])[0]
 
     def block(self, v_BP: Tensor) -> Tensor:
         """The products of B vectors (B, P), the graph of each batch run through once.
