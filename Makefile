@@ -46,6 +46,9 @@ ui: setup ## MLflow's pages on this folder's mlflow.db
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	  "$(BIN)/mlflow" ui --backend-store-uri sqlite:///mlflow.db --workers 1 --port $(PORT)
 
+# Processes side by side: NumPy's threads would spin against those of the other (four times as long).
+test test-slow: export OPENBLAS_NUM_THREADS = 1
+
 test: setup ## the tests that take seconds, on two cores
 	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 

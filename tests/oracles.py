@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import gzip
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -146,22 +145,14 @@ def gradient(loss: Callable[[Tensor], Tensor], theta_P: Tensor) -> Tensor:
 
 def dense_hessian(loss: Callable[[Tensor], Tensor], theta_P: Tensor) -> Tensor:
     """The Hessian as a matrix, forward over reverse, which no product of `spectra` uses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # forward mode compiles with torch.jit
-        return torch.func.hessian(loss)(theta_P)
+    return torch.func.hessian(loss)(theta_P)
 
 
 def forward_over_reverse(
     loss: Callable[[Tensor], Tensor], theta_P: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """`v -> Hv` as the directional derivative of the gradient."""
-
-    def product(v_P: Tensor) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # forward mode compiles with torch.jit
-            return torch.func.jvp(torch.func.grad(loss), (theta_P,), (v_P,))[1]
-
-    return product
+    return lambda v_P: torch.func.jvp(torch.func.grad(loss), (theta_P,), (v_P,))[1]
 
 
 def leading_values(product: Callable[[Tensor], Tensor], dim: int, k: int) -> np.ndarray:

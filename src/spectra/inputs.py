@@ -9,9 +9,9 @@ exact, not an approximation. The rows are taken in `chunks`; in each, columns th
 background, those in the middle of the picture, are dense and the non-zeros of the others listed.
 Which those are is decided for every chunk of examples; the examples are put in an order, by label
 and by how much of them is off the background, in which those of a chunk have more of their
-background in common. Inputs that are constant over the data cost nothing. On a GPU the dense
-product of all columns wins. Random mini-batches of training have a way of their own, in
-`minibatches`.
+background in common. Columns that are background in all of them cost nothing; other constant ones
+are dense like any that is often off it. On a GPU the dense product of all columns wins. Random
+mini-batches of training have a way of their own, in `minibatches`.
 
 Letters: N examples, n of a chunk, D inputs, O of them dense in a chunk whose columns are divided,
 H units of the first layer.

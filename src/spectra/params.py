@@ -195,7 +195,7 @@ class PolishParams(Section):
 
 
 class ArtifactParams(Section):
-    """Where results go. Eigenvectors as text take some 50 MB a strength."""
+    """Where results go. Eigenvectors as text take some 48 MB a strength."""
 
     out: Place = "test_data"
     report: Place = "report"

@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -39,6 +40,19 @@ def several(matvec: Callable[[Tensor], Tensor], **how: object) -> EigenPairs:
     return leading_eigenpairs(block, starts=4, **how)
 
 
+def restarted(matvec: Callable[[Tensor], Tensor], **how: object) -> EigenPairs:
+    """Lanczos with room for 2k + 20 vectors."""
+    with mock.patch("spectra.curvature.eigen._BASIS_BYTES", 1):
+        return leading_eigenpairs(matvec, **how)
+
+
+def several_restarted(matvec: Callable[[Tensor], Tensor], **how: object) -> EigenPairs:
+    """The same from four starts."""
+    with mock.patch("spectra.curvature.eigen._BASIS_BYTES", 1):
+        return several(matvec, **how)
+
+
+every = pytest.mark.parametrize("solve", [lanczos, several, restarted, several_restarted, eigsh])
 either = pytest.mark.parametrize("solve", [lanczos, several, eigsh])
 ours = pytest.mark.parametrize("solve", [lanczos, several])
 cat = np.concatenate
@@ -121,7 +135,7 @@ def check_certificate(pairs: EigenPairs, matrix_PP: Tensor, eps: float) -> None:
     assert pairs.values_K.dtype == np.float64
 
 
-@either
+@every
 @pytest.mark.parametrize("name", SPECTRA)
 def test_leading_pairs_are_those_of_the_dense_matrix(solve: Solve, name: str):
     """All K of them, the smallest algebraic eigenvalue, and the certificate; in float64."""
@@ -143,7 +157,7 @@ def test_leading_pairs_are_those_of_the_dense_matrix(solve: Solve, name: str):
     assert pairs.largest.value == pytest.approx(ends(matrix_PP)[1], abs=1e-7 * scale)
 
 
-@either
+@every
 @pytest.mark.parametrize("name", SPECTRA)
 def test_float32_noise_is_lived_with(solve: Solve, name: str):
     """Products in float32: values to its round-off, and certificates true to it."""

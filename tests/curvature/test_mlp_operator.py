@@ -117,6 +117,62 @@ def test_chunks_and_threads_only_reorder_sums(chunk: int, threads: int):
     assert torch.equal(hessian(v_P), hessian(v_P))
 
 
+def exact_products(
+    widths: tuple[int, ...],
+    activation: str,
+    point: tuple[Tensor, Tensor, Tensor],
+    v_BP: Tensor,
+    *,
+    gauss_newton: bool,
+) -> Tensor:
+    """Forward over reverse, or Jᵀ (∇²_z L) J v, of the oracle's own scores and loss."""
+    theta_P, x, y = point
+
+    def scores(theta_P: Tensor) -> Tensor:
+        return oracles.logits(widths, activation, theta_P, x)
+
+    def product(v_P: Tensor) -> Tensor:
+        if not gauss_newton:
+            loss = oracles.mean_loss(widths, activation, x, y)
+            return oracles.forward_over_reverse(loss, theta_P)(v_P)
+        z_NC, back = torch.func.vjp(scores, theta_P)
+        moved_NC = torch.func.jvp(scores, (theta_P,), (v_P,))[1]
+        p_NC = torch.softmax(z_NC, dim=1)
+        signal_NC = p_NC * (moved_NC - (p_NC * moved_NC).sum(1, keepdim=True))
+        return back(signal_NC / len(x))[0]
+
+    return torch.stack([product(v_P) for v_P in v_BP])
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True], ids=["Hessian", "Gauss-Newton"])
+@pytest.mark.parametrize("widths", [(30, 5), (30, 20, 5), (30, 20, 16, 5)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_blocks_of_any_chunking_equal_automatic_differentiation(
+    activation: str, widths: tuple[int, ...], gauss_newton: bool
+):
+    """In float64 to round-off, in float32 as nearly as differentiating; one input is constant."""
+    theta_P, x, y = problem(widths, 67, sparse=True)
+    theta_P, x[:, 5] = theta_P / 2, 1.5
+    mlp = Mlp(widths, activation)
+    draw = torch.Generator().manual_seed(5)
+    v_BP = torch.randn(9, mlp.dim, generator=draw, dtype=torch.float64)
+    how = {"gauss_newton": gauss_newton}
+    expected_BP = exact_products(widths, activation, (theta_P, x, y), v_BP, **how)
+    single = theta_P.float(), x.float(), y
+    again_BP = exact_products(widths, activation, single, v_BP.float(), **how)
+
+    granted = float((again_BP.double() - expected_BP).norm())
+    assert expected_BP.abs().max() > 0.1
+    for chunk in (1, 7, 23, 100):
+        whole = MlpHessian(mlp, theta_P, x, y, chunk=chunk, threads=3, **how)
+        half = MlpHessian(mlp, *single, chunk=chunk, threads=2, **how)
+
+        torch.testing.assert_close(whole.block(v_BP), expected_BP, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(whole(v_BP[0]), expected_BP[0], rtol=1e-10, atol=1e-13)
+        error = float((half.block(v_BP.float()).double() - expected_BP).norm())
+        assert error <= 4 * granted + 1e-7 * float(expected_BP.norm())
+
+
 def test_float32_stays_within_its_round_off(digits: tuple[Tensor, Tensor]):
     """784-128-128-10 on real digits: as near to float64 as differentiating twice is."""
     x, y = digits

@@ -14,8 +14,8 @@ app = typer.Typer(
     name="spectra",
     cls=Commands,
     help="Spectral geometry of neural loss landscapes under L2 regularisation.",
-    epilog="Exit codes: 0 done, 2 usage, 3 data, 4 a run failed, 5 storage, 6 memory, "
-    "130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 done, 2 usage, 3 data, 4 a strength failed, 5 storage, 6 memory, "
+    "129 hangup, 130 interrupted, 141 reader gone, 143 terminated.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

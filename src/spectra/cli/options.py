@@ -1,6 +1,7 @@
 """The options that several commands share, each written once.
 
-A flag that is not given is None, which is what lets the environment and params.yaml through.
+A flag that is not given is None, which is what lets the environment and params.yaml through; so
+the help names the parameter, whose value in force may be any, and not a default.
 """
 
 from __future__ import annotations
@@ -36,10 +37,14 @@ Out = Annotated[Path | None, place("--out", "Folder for the results.")]
 Track = Annotated[
     bool | None, typer.Option("--track/--no-track", help="Log to MLflow.", show_default=False)
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="runtime.seed")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Of weights, batches and directions; runtime.seed")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or auto")]
 DType = Annotated[str | None, typer.Option("--dtype", help="float32 or float64")]
-Threads = Annotated[int | None, typer.Option("--threads", help="runtime.threads")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="Threads of Hessian products; runtime.threads")
+]
 Activation = Annotated[str | None, typer.Option("--activation", help="sigmoid, tanh, relu or gelu")]
 Hidden = Annotated[
     str | None, typer.Option("--hidden", metavar="W,W,...", help="Hidden widths, as 128,128.")
@@ -49,13 +54,25 @@ Reference = Annotated[
     str | None, typer.Option("--reference", help="Weights file to penalise the distance from.")
 ]
 Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam or sgd")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="train.lr")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="train.batch_size")]
-MaxEpochs = Annotated[int | None, typer.Option("--max-epochs", help="train.max_epochs")]
-Patience = Annotated[int | None, typer.Option("--patience", help="train.patience")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate; train.lr")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Examples a step; train.batch_size")
+]
+MaxEpochs = Annotated[
+    int | None, typer.Option("--max-epochs", help="Bound on the epochs; train.max_epochs")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option("--patience", help="Epochs without a better value until it stops; train.patience"),
+]
 Pairs = Annotated[int | None, typer.Option("--k", help="Eigenpairs of largest magnitude.")]
-Rtol = Annotated[float | None, typer.Option("--rtol", help="spectrum.rtol")]
-MaxProducts = Annotated[int | None, typer.Option("--max-products", help="spectrum.max_products")]
+Rtol = Annotated[
+    float | None,
+    typer.Option("--rtol", help="‖Hv − λv‖ / |λ| at which a pair has converged; spectrum.rtol"),
+]
+MaxProducts = Annotated[
+    int | None, typer.Option("--max-products", help="Bound on the products; spectrum.max_products")
+]
 Vectors = Annotated[
-    str | None, typer.Option("--eigenvectors", help="csv (50 MB a strength), npy or none")
+    str | None, typer.Option("--eigenvectors", help="csv (48 MB a strength), npy (14 MB) or none")
 ]
