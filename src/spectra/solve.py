@@ -168,7 +168,7 @@ def row(
         "theta_norm": trained.best.theta_norm,
         "gradient_norm": float(found.gradient_P.double().norm()),
         "gradient_norm_ce": float(found.gradient_ce_P.double().norm()),
-        "lambda_max": top if (top := float(pairs.values_K.max())) > 0 else pairs.largest.value,
+        "lambda_max": pairs.lambda_max,
         "lambda_min": found.pairs.smallest.value,
         "worst_residual": worst_residual(found),
         "converged": int(pairs.converged_K.sum()),

@@ -363,15 +363,14 @@ def test_products_are_counted():
         assert pairs.products == spent
 
 
-def test_restarts_find_the_same_pairs(monkeypatch: pytest.MonkeyPatch):
+def test_restarts_find_the_same_pairs():
     """With memory for 2k + 20 vectors only, the basis is restarted and the answer stands."""
     planted = Planted(cat([[10.0, -9.0, 8.0, 7.0], bulk(796, 0.0, 6.0)]), 8)
     matrix_PP = oracles.planted(planted.values)
     expected_K, smallest = dense(matrix_PP, 8)
     roomy = solve_planted(lanczos, matrix_PP, 8)
-    monkeypatch.setattr("spectra.curvature.eigen._BASIS_BYTES", 1)
 
-    tight = solve_planted(lanczos, matrix_PP, 8)
+    tight = solve_planted(restarted, matrix_PP, 8)
 
     assert tight.products > 36
     assert tight.products != roomy.products
@@ -381,28 +380,27 @@ def test_restarts_find_the_same_pairs(monkeypatch: pytest.MonkeyPatch):
     check_certificate(tight, matrix_PP, 2.0**-52)
 
 
-def test_restarts_keep_the_lowest(monkeypatch: pytest.MonkeyPatch):
+def test_restarts_keep_the_lowest():
     """The smallest eigenvalue, small in magnitude and close to others, survives restarts."""
     matrix_PP = oracles.planted(cat([[10.0, 9.0, 8.0, 7.0], bulk(396, -0.02, 6.0)]))
-    monkeypatch.setattr("spectra.curvature.eigen._BASIS_BYTES", 1)
 
-    pairs = solve_planted(lanczos, matrix_PP, 4, max_products=500)
+    pairs = solve_planted(restarted, matrix_PP, 4, max_products=500)
 
     assert pairs.converged_K.all()
     assert pairs.smallest.converged
     assert pairs.smallest.value == pytest.approx(-0.02, abs=1e-6)
 
 
-def test_restarts_keep_the_highest(monkeypatch: pytest.MonkeyPatch):
+def test_restarts_keep_the_highest():
     """The mirror image: all leading pairs negative, the largest eigenvalue small and crowded."""
     matrix_PP = oracles.planted(-cat([[10.0, 9.0, 8.0, 7.0], bulk(396, -0.02, 6.0)]))
-    monkeypatch.setattr("spectra.curvature.eigen._BASIS_BYTES", 1)
 
-    pairs = solve_planted(lanczos, matrix_PP, 4, max_products=500)
+    pairs = solve_planted(restarted, matrix_PP, 4, max_products=500)
 
     assert pairs.converged_K.all()
     assert pairs.largest.converged
     assert pairs.largest.value == pytest.approx(0.02, abs=1e-6)
+    assert pairs.lambda_max == pairs.largest.value
 
 
 ABOVE = cat([[10, 8, -7, 6, 5], bulk(295, 0.5, 1.0)])

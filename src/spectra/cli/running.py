@@ -186,7 +186,7 @@ def spectrum(
             "declared": found.pairs.declared_K.tolist(),
             "worst_relative_residual": worst_residual(found),
             "lambda_min": (lowest := found.pairs.smallest).value,
-            "lambda_min_residual": lowest.residual, "lambda_max": found.pairs.largest.value,
+            "lambda_min_residual": lowest.residual, "lambda_max": found.pairs.lambda_max,
             "products": found.pairs.products, "units": [*found.units],
             "files": [str(path) for path in done.files],
         })  # fmt: skip

@@ -99,11 +99,13 @@ class EigenPairs:
     smallest: Extreme
     largest: Extreme
     products: int
-    declared_K: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    declared_K: NDArray[np.bool_]
 
-    def __post_init__(self) -> None:
-        if not len(self.declared_K):
-            object.__setattr__(self, "declared_K", np.zeros(len(self.values_K), bool))
+    @property
+    def lambda_max(self) -> float:
+        """The largest algebraic eigenvalue: one of the pairs unless all of them are negative."""
+        top = float(self.values_K.max())
+        return top if top > 0 else self.largest.value
 
 
 def leading_eigenpairs(
@@ -240,7 +242,8 @@ def certified(
         nothing = Extreme(float("nan"), float("nan"), converged=False)
         none = np.empty(0)
         vectors = vectors_KP.cpu().numpy()
-        return EigenPairs(none, vectors, none, none.astype(bool), nothing, nothing, products)
+        no = none.astype(bool)
+        return EigenPairs(none, vectors, none, no, nothing, nothing, products, no)
     values, residuals = np.empty(len(vectors_KP)), np.empty(len(vectors_KP))
     for i, (v_P, image_P) in enumerate(zip(vectors_KP.double(), images_KP.double(), strict=True)):
         values[i] = float(v_P @ image_P) / float(v_P @ v_P)

@@ -276,4 +276,5 @@ def _put_to(
         smallest=min(ends, key=lambda end: end.value),
         largest=max(ends, key=lambda end: end.value),
         products=products,
+        declared_K=np.zeros(k, bool),
     )
