@@ -79,8 +79,10 @@ class Logged:
 class Tracker(Protocol):
     """Where runs are logged."""
 
-    where: str
-    """What to tell the user about where to look."""
+    @property
+    def where(self) -> str:
+        """What to tell the user about where to look."""
+        ...
 
     def begin(
         self,

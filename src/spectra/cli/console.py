@@ -124,14 +124,15 @@ def tracker_of(params: Params) -> Tracker:
     return MlflowTracker(params.tracking.uri, params.tracking.experiment)
 
 
-def patient_tracker(params: Params, say: Callable[[str], None]) -> Tracker:
-    """The same, for a sweep: what the store does not take is logged when it does."""
+def sweep_tracker(params: Params, say: Callable[[str], None]) -> Tracker:
+    """The same, for a sweep: logged beside its training, and later what is refused now."""
+    from spectra.background import BackgroundTracker
     from spectra.patience import PatientTracker
     from spectra.tracking import NoTracker
 
     if not params.tracking.enabled:
         return NoTracker()
-    return PatientTracker(lambda: tracker_of(params), say)
+    return BackgroundTracker(PatientTracker(lambda: tracker_of(params), say))
 
 
 def numbers(text: str | None) -> str | None:

@@ -12,8 +12,8 @@ from spectra.cli.console import (
     finite,
     load,
     numbers,
-    patient_tracker,
     print_json,
+    sweep_tracker,
     tracker_of,
 )
 from spectra.cli.options import (
@@ -254,7 +254,7 @@ def sweep(
             flags["sweep.strengths"] = "null"  # a grid on the command line beats a list elsewhere
         loaded = load(params, sets, flags)
         with display.shown(quiet=quiet) as progress:
-            tracker = patient_tracker(loaded, progress.say)
+            tracker = sweep_tracker(loaded, progress.say)
             swept = pipeline.sweep(
                 loaded, replace=replace, draw=draw, progress=progress, tracker=tracker
             )
