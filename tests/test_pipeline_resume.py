@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapshots import contents, copy, touched
-from spectra import artifacts, estimate
+from spectra import artifacts, estimate, polishing, solve
 from spectra.artifacts import Store
 from spectra.errors import (
     ParameterError,
@@ -113,6 +115,34 @@ def test_how_many_spectra_are_under_way_changes_no_byte(
         monkeypatch.setattr("spectra.workbench.Workbench.workers", count)
         sweep(tiny(artifacts__out=str(tmp_path / str(count))))
         assert contents(tmp_path / str(count)) == contents(done)
+
+
+def test_a_chain_trains_on_while_a_spectrum_is_computed(
+    tiny: Tiny, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first strength's spectrum waits for the second's training, which must not wait for it."""
+    trained, optimise, finish = threading.Event(), solve.optimise, polishing.finish
+    groups: list[int] = []
+
+    def optimised(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+        outcome = optimise(*given, **named)
+        groups.append(threading.get_ident())
+        if len(groups) == 2:
+            trained.set()
+        return outcome
+
+    def finished(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+        assert trained.wait(60)
+        assert threading.get_ident() not in groups
+        return finish(*given, **named)
+
+    monkeypatch.setattr("spectra.workbench.Workbench.workers", 1)
+    monkeypatch.setattr(solve, "optimise", optimised)
+    monkeypatch.setattr(polishing, "finish", finished)
+
+    sweep(tiny(artifacts__out=str(tmp_path)))
+
+    assert contents(tmp_path) == contents(done)
 
 
 @pytest.mark.parametrize("protocol", ["independent", "continuation"])

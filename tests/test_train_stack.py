@@ -157,14 +157,21 @@ LEAVING = {
 @pytest.mark.parametrize("kind", ["strengths", "replicates"])
 @pytest.mark.parametrize("optimizer", LEAVING)
 def test_each_member_stops_by_itself(optimizer: str, kind: str, device: str):
-    """Those that stay go on with their moments and their count of steps."""
+    """It costs nothing then; those that stay go on with their moments and count of steps."""
     members = Members.of([0.3, 0.0, 0.02, 0.1] if kind == "strengths" else [0.02] * 6)
     how = LEAVING[optimizer]
     told: dict[int, list[Epoch]] = {}
+    taken, one_pass = [], descent._Descent.one_pass
 
-    outcomes = members.together(
-        how, device=device, on_epoch=lambda i, epoch: told.setdefault(i, []).append(epoch)
-    )
+    def counted(self: descent._Descent, order: Tensor) -> None:
+        taken.append(order.numel())
+        one_pass(self, order)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descent._Descent, "one_pass", counted)
+        outcomes = members.together(
+            how, device=device, on_epoch=lambda i, epoch: told.setdefault(i, []).append(epoch)
+        )
 
     lengths = []
     for i, outcome in enumerate(outcomes):
@@ -172,6 +179,8 @@ def test_each_member_stops_by_itself(optimizer: str, kind: str, device: str):
         check_same(outcome, alone, rtol=1e-8)
         assert told[i] == list(getattr(outcome, "history", []))
         lengths.append(len(alone.history))
+    # Who has stopped takes no further example.
+    assert sum(taken) == len(DATA.labels_N) * sum(lengths)
     # Some leave early, and somebody goes on for long enough to have missed lost moments.
     assert len(set(lengths)) >= 3
     assert max(lengths) >= sorted(set(lengths))[0] + 3
