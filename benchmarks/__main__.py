@@ -26,7 +26,7 @@ from benchmarks.peers import EIGENTHINGS_DEFAULTS, PYHESSIAN_EIGSH
 from benchmarks.result import Result
 from benchmarks.workload import CHAINS, QUICK, Problem, Size
 
-SECTIONS = ("product", "eigen", "epoch", "strength", "memory", "growth")
+SECTIONS = ("product", "gauss-newton", "eigen", "epoch", "strength", "memory", "growth")
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
 README = ROOT / "README.md"
@@ -115,6 +115,7 @@ def _sections(
 
     work = {
         "product": lambda: rows.product(result, contenders, learnt),
+        "gauss-newton": lambda: rows.gauss_newton(result, contenders, learnt),
         "eigen": eigen,
         "epoch": lambda: rows.epoch(result, contenders, learnt),
         "strength": lambda: rows.strength(result, learnt, folder),

@@ -62,6 +62,7 @@ class Contender:
         leading: `(problem, k, rtol)`: the leading eigenpairs, everything included.
         epoch: One epoch of training at batch 64 as seconds of its parts, `steps` and `epoch`
             (the steps and an evaluation of both sets); None for those that do not train.
+        gauss_newton: Like `operator`, for the Gauss-Newton matrix; None for those without it.
         package: What must be importable for it to run.
         note: What a reader must know of how it ran.
         tune: Finds its best setting for a problem, outside all timings.
@@ -72,6 +73,7 @@ class Contender:
     operator: Callable[[Problem], MatVec]
     leading: Callable[[Problem, int, float], Pairs] | None
     epoch: Callable[[Problem], Mapping[str, float]] | None = None
+    gauss_newton: Callable[[Problem], MatVec] | None = None
     package: str | None = None
     note: Callable[[Problem], str] = lambda _: ""
     tune: Callable[[Problem], None] = lambda _: None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ _CHUNK = 4000
 _RECIPE = Optimisation(lr=LR, batch_size=BATCH)
 
 
-def operator(problem: Problem) -> MatVec:
+def operator(problem: Problem, *, gauss_newton: bool = False) -> MlpHessian:
     """The fused product."""
     return MlpHessian(
         problem.mlp,
@@ -46,6 +47,7 @@ def operator(problem: Problem) -> MatVec:
         problem.train.inputs_ND,
         problem.train.labels_N,
         threads=problem.threads,
+        gauss_newton=gauss_newton,
     )
 
 
@@ -238,6 +240,7 @@ CONTENDER = Contender(
     operator=operator,
     leading=leading,
     epoch=epoch,
+    gauss_newton=partial(operator, gauss_newton=True),
     note=_threads.note,
     tune=_threads.tune,
 )

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -77,13 +78,13 @@ def _key(name: str, problem: Problem) -> tuple[str, int, str]:
     return name, len(problem.train.labels_N), problem.device.type
 
 
-def _curvlinops(problem: Problem, size: int) -> MatVec:
+def _curvlinops(problem: Problem, size: int, kind: str = "HessianLinearOperator") -> MatVec:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its imports call what PyTorch has deprecated
-        from curvlinops import HessianLinearOperator
+        import curvlinops
     model = problem.module()
     # Its check of the data costs products and is not part of one.
-    matrix = HessianLinearOperator(
+    matrix = getattr(curvlinops, kind)(
         model,
         nn.CrossEntropyLoss(),
         list(model.parameters()),
@@ -103,6 +104,9 @@ def _eigenthings_operator(problem: Problem, size: int) -> Any:  # noqa: ANN401
 
 _curvlinops_tune, _curvlinops_operator, _curvlinops_note = _tuned(
     "curvlinops", _curvlinops, equal=False
+)
+_, _curvlinops_gn, _ = _tuned(
+    "curvlinops, Gauss-Newton", partial(_curvlinops, kind="GGNLinearOperator"), equal=False
 )
 _eigenthings_tune, _, _eigenthings_note = _tuned(
     "eigenthings", lambda p, size: _eigenthings_operator(p, size).matvec, equal=True
@@ -204,6 +208,7 @@ CURVLINOPS = Contender(
     title="curvlinops",
     operator=_curvlinops_operator,
     leading=by_eigsh(_curvlinops_operator),
+    gauss_newton=_curvlinops_gn,
     package="curvlinops",
     note=_curvlinops_note,
     tune=_curvlinops_tune,

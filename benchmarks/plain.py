@@ -8,7 +8,7 @@ finds faster on this machine.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, func, nn
 from torch.nn import functional
 
 from benchmarks.contender import Contender, MatVec, by_eigsh
@@ -28,6 +28,30 @@ def operator(problem: Problem) -> MatVec:
         slope = torch.cat([g.reshape(-1) for g in gradients]) @ v_P
         parts = torch.autograd.grad(slope, parameters)
         return torch.cat([part.reshape(-1) for part in parts])
+
+    return product
+
+
+def gauss_newton(problem: Problem) -> MatVec:
+    """(1/N) Σ Jᵀ (diag p − p pᵀ) J v over one full batch: J v forwards, its transpose backwards."""
+    model = problem.module()
+    names, sizes = zip(*((n, p.shape) for n, p in model.named_parameters()), strict=True)
+    theta = {name: p.detach() for name, p in model.named_parameters()}
+    examples = len(problem.train.labels_N)
+
+    def scores_of(given: dict[str, Tensor]) -> Tensor:
+        scores_NC: Tensor = func.functional_call(model, given, (problem.train.inputs_ND,))
+        return scores_NC
+
+    def product(v_P: Tensor) -> Tensor:
+        parts = v_P.split([size.numel() for size in sizes])
+        v = {n: part.view(size) for n, part, size in zip(names, parts, sizes, strict=True)}
+        scores_NC, change_NC = func.jvp(scores_of, (theta,), (v,))
+        p_NC = scores_NC.softmax(dim=1)
+        curved_NC = p_NC * (change_NC - (p_NC * change_NC).sum(dim=1, keepdim=True)) / examples
+        _, backwards = func.vjp(scores_of, theta)
+        (image,) = backwards(curved_NC)
+        return torch.cat([image[name].reshape(-1) for name in names])
 
     return product
 
@@ -95,6 +119,7 @@ CONTENDER = Contender(
     operator=operator,
     leading=by_eigsh(operator),
     epoch=epoch,
+    gauss_newton=gauss_newton,
     note=_note,
     tune=_threads.tune,
 )

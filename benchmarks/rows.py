@@ -1,6 +1,7 @@
 """The pieces of work that contenders are compared by, one function each.
 
     set-up, product   the Hessian over all training images, times a vector
+    gauss-newton      the Gauss-Newton matrix times a vector
     top pairs         the k leading eigenpairs at rtol, judged by `verify`
     steps, epoch      training at batch 64, without and with an evaluation of both sets
     strength          one strength of a sweep: training, spectrum, files
@@ -63,6 +64,38 @@ def product(result: Result, contenders: Sequence[Contender], problem: Problem) -
             result.skip(f"{name}: its product is wrong, relative error {deviation:.1e}")
     result.add("set-up", problem.name, {n: s for n, s in setups.items() if n in times})
     result.add("product", problem.name, {n: t["total"] for n, t in times.items()}, notes=notes)
+
+
+def gauss_newton(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:
+    """Time the product with the Gauss-Newton matrix of those that have it."""
+    generator = torch.Generator().manual_seed(1)
+    v_P = torch.randn(problem.mlp.dim, generator=generator).to(problem.device)
+    products, images = {}, {}
+    for contender in contenders:
+        if contender.gauss_newton is None:
+            continue
+        try:
+            products[contender.name] = contender.gauss_newton(problem)
+            images[contender.name] = products[contender.name](v_P)  # a warm-up
+        except Exception as error:  # a peer may fail in any way
+            products.pop(contender.name, None)
+            result.failed(f"{contender.title}, Gauss-Newton", error)
+    times = interleave(
+        {name: once(lambda f=f: f(v_P), problem.device) for name, f in products.items()},
+        rounds=problem.size.rounds,
+        budget_s=problem.size.budget_s,
+        failed=result.failed,
+    )
+    notes = {}
+    exact_P = images.get("plain")
+    for name, image_P in images.items() if exact_P is not None else ():
+        deviation = float((image_P - exact_P).norm() / exact_P.norm())
+        if deviation > 1e-4:
+            result.skip(f"{name}: its Gauss-Newton product is not plain PyTorch's, {deviation:.1e}")
+        if name != "plain":
+            notes[name] = f"{deviation:.0e} from plain PyTorch's"
+    result.add("gauss-newton", problem.name, {n: t["total"] for n, t in times.items()},
+               notes=notes)  # fmt: skip
 
 
 def top_pairs(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:

@@ -25,6 +25,7 @@ _COLUMNS = ("recipe", "plain", "curvlinops", "eigenthings", "pyhessian", "ours")
 _LABELS = {
     "product": "Hessian product",
     "set-up": "its set-up, once a network",
+    "gauss-newton": "Gauss-Newton product",
     "top pairs": "top {k} pairs, rtol {rtol:g}",
     "steps": "training epoch at batch 64, steps only",
     "epoch": "same, both sets evaluated",

@@ -22,7 +22,7 @@ from benchmarks.__main__ import main
 from benchmarks.contender import Contender, Pairs
 from benchmarks.contenders import CONTENDERS, by_name
 from benchmarks.result import Result
-from benchmarks.rows import top_pairs
+from benchmarks.rows import gauss_newton, top_pairs
 from benchmarks.threads import _TRIALS
 from benchmarks.timing import Spread, interleave, paced_ratios, ratios, rotated
 from benchmarks.workload import CHAINS, Digits, Problem, Size, problems
@@ -259,6 +259,33 @@ def test_products_agree_with_the_judge(name: str, problem: Problem):
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_gauss_newton_products_are_those_of_the_jacobian(problem: Problem):
+    """By all that have them; and one of another matrix is told of."""
+    able = [c for c in here() if c.gauss_newton]
+    widths, x = problem.mlp.widths, problem.train.inputs_ND.double()
+    theta_P = problem.theta_P.double()
+    v_P = torch.randn(problem.mlp.dim, generator=torch.Generator().manual_seed(1))
+    J_NCP = torch.func.jacrev(lambda theta: oracles.logits(widths, "sigmoid", theta, x))(theta_P)
+    p_NC = torch.softmax(oracles.logits(widths, "sigmoid", theta_P, x), dim=1)
+    change_NC = J_NCP @ v_P.double()
+    curved_NC = p_NC * (change_NC - (p_NC * change_NC).sum(1, keepdim=True)) / len(x)
+    expected_P = torch.einsum("ncp,nc->p", J_NCP, curved_NC).float()
+    said: list[str] = []
+    result = Result(said.append)
+
+    for contender in able:
+        assert contender.gauss_newton is not None
+        actual_P = contender.gauss_newton(problem)(v_P)
+        torch.testing.assert_close(actual_P, expected_P, rtol=1e-3, atol=1e-5)
+    wrong = replace(by_name("recipe"), gauss_newton=ours.operator)  # the Hessian's
+    gauss_newton(result, [*able, wrong], problem)
+
+    assert {c.name for c in able} >= {"plain", "ours"}
+    assert {row["contender"] for row in result.rows} == {c.name for c in able} | {"recipe"}
+    assert len([line for line in said if "is not plain PyTorch's" in line]) == 1
+    assert result.skipped[0].startswith("recipe: its Gauss-Newton product is not plain PyTorch's")
+
+
 def test_the_module_is_the_network(problem: Problem):
     scores_NC = problem.module()(problem.train.inputs_ND)
 
@@ -464,4 +491,4 @@ def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--only", "nonsense"])
 
-    assert "'nonsense' is none of product, eigen" in capsys.readouterr().err
+    assert "'nonsense' is none of product, gauss-newton, eigen" in capsys.readouterr().err
