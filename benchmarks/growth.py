@@ -19,8 +19,7 @@ from benchmarks.workload import Problem
 
 _WIDTHS = (32, 128, 512)
 _PAIRS = (10, 30, 60)
-_STACKS = (1, 4, 16)
-_STACKS_GPU = (64,)
+_STACKS = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
 _ROUNDS, _BUDGET_S = 3, 6.0
 
 
@@ -47,7 +46,9 @@ def growth(result: Result, problem: Problem, *, quick: bool) -> None:
         ((k, {"ours": _leading(ours.leading, some, k), "plain": _leading(_plain_leading, some, k)})
          for k in pairs),
     )  # fmt: skip
-    stacks = _STACKS[:2] if quick else _STACKS + _STACKS_GPU * (problem.device.type == "cuda")
+    stacks = _STACKS[problem.device.type]
+    if quick:
+        stacks = stacks[:2]
     _table(
         result, f"networks M ({_images(some):,} images)", "epoch of all M",
         ((m, {"ours": lambda m=m: {"total": ours.stack_epoch(some, m)},

@@ -39,7 +39,7 @@ _CHUNK = 4000
 _RECIPE = Optimisation(lr=LR, batch_size=BATCH)
 
 
-def operator(problem: Problem, *, gauss_newton: bool = False) -> MlpHessian:
+def operator(problem: Problem, *, gauss_newton: bool = False) -> MatVec:
     """The fused product."""
     return MlpHessian(
         problem.mlp,

@@ -17,15 +17,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks import ours, verify
-from benchmarks.contender import Contender, MissingError, Pairs
+from benchmarks.contender import Contender, MatVec, MissingError, Pairs
 from benchmarks.result import OURS, Result
-from benchmarks.timing import interleave, now, once, paced_ratios
+from benchmarks.timing import Times, interleave, now, once, paced_ratios
 from benchmarks.workload import Problem
 
 _DOUBLE_CHECKS = 3
@@ -35,8 +36,7 @@ _PAIRED = {"recipe": "plain"}  # whose products are the same in exact arithmetic
 
 def product(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:
     """Time the setting up of a product and the product."""
-    generator = torch.Generator().manual_seed(1)
-    v_P = torch.randn(problem.mlp.dim, generator=generator).to(problem.device)
+    v_P = _direction(problem)
     products, setups, images = {}, {}, {}
     for contender in contenders:
         contender.tune(problem)
@@ -49,12 +49,7 @@ def product(result: Result, contenders: Sequence[Contender], problem: Problem) -
         except Exception as error:  # a peer may fail in any way
             products.pop(contender.name, None)
             result.failed(contender.title, error)
-    times = interleave(
-        {name: once(lambda f=f: f(v_P), problem.device) for name, f in products.items()},
-        rounds=problem.size.rounds,
-        budget_s=problem.size.budget_s,
-        failed=result.failed,
-    )
+    times = _in_turns(result, products, v_P, problem)
     exact_P = ours.judge(problem)(v_P)
     notes = {c.name: c.note(problem) for c in contenders}
     for name, image_P in images.items():
@@ -68,8 +63,7 @@ def product(result: Result, contenders: Sequence[Contender], problem: Problem) -
 
 def gauss_newton(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:
     """Time the product with the Gauss-Newton matrix of those that have it."""
-    generator = torch.Generator().manual_seed(1)
-    v_P = torch.randn(problem.mlp.dim, generator=generator).to(problem.device)
+    v_P = _direction(problem)
     products, images = {}, {}
     for contender in contenders:
         if contender.gauss_newton is None:
@@ -80,12 +74,7 @@ def gauss_newton(result: Result, contenders: Sequence[Contender], problem: Probl
         except Exception as error:  # a peer may fail in any way
             products.pop(contender.name, None)
             result.failed(f"{contender.title}, Gauss-Newton", error)
-    times = interleave(
-        {name: once(lambda f=f: f(v_P), problem.device) for name, f in products.items()},
-        rounds=problem.size.rounds,
-        budget_s=problem.size.budget_s,
-        failed=result.failed,
-    )
+    times = _in_turns(result, products, v_P, problem)
     notes = {}
     exact_P = images.get("plain")
     for name, image_P in images.items() if exact_P is not None else ():
@@ -96,6 +85,24 @@ def gauss_newton(result: Result, contenders: Sequence[Contender], problem: Probl
             notes[name] = f"{deviation:.0e} from plain PyTorch's"
     result.add("gauss-newton", problem.name, {n: t["total"] for n, t in times.items()},
                notes=notes)  # fmt: skip
+
+
+def _direction(problem: Problem) -> Tensor:
+    """The vector that all products are taken of."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(problem.mlp.dim, generator=generator).to(problem.device)
+
+
+def _in_turns(
+    result: Result, products: Mapping[str, MatVec], v_P: Tensor, problem: Problem
+) -> Times:
+    """What the products of one vector take."""
+    return interleave(
+        {name: once(lambda f=f: f(v_P), problem.device) for name, f in products.items()},
+        rounds=problem.size.rounds,
+        budget_s=problem.size.budget_s,
+        failed=result.failed,
+    )
 
 
 def top_pairs(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:
