@@ -148,6 +148,25 @@ def dense_hessian(loss: Callable[[Tensor], Tensor], theta_P: Tensor) -> Tensor:
     return torch.func.hessian(loss)(theta_P)
 
 
+def gauss_newton(
+    widths: Sequence[int], activation: str, theta_P: Tensor, inputs_ND: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """`v -> Jᵀ (diag p − p pᵀ) J v / N` from the Jacobian of the scores, for v of (..., P)."""
+
+    def scores(theta_P: Tensor) -> Tensor:
+        return logits(widths, activation, theta_P, inputs_ND)
+
+    J_NCP = torch.func.jacrev(scores)(theta_P)
+    p_NC = torch.softmax(scores(theta_P), dim=1)
+
+    def product(v_P: Tensor) -> Tensor:
+        change_NC = torch.einsum("ncp,...p->...nc", J_NCP, v_P)
+        curved_NC = p_NC * (change_NC - (p_NC * change_NC).sum(-1, keepdim=True))
+        return torch.einsum("ncp,...nc->...p", J_NCP, curved_NC) / len(inputs_ND)
+
+    return product
+
+
 def forward_over_reverse(
     loss: Callable[[Tensor], Tensor], theta_P: Tensor
 ) -> Callable[[Tensor], Tensor]:

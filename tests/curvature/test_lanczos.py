@@ -113,6 +113,18 @@ def test_thick_restarts_keep_the_invariants(dtype: torch.dtype, capacity: int):
     assert process.exhausted == 0
 
 
+@precisions
+def test_restarts_let_no_vector_lose_its_length(dtype: torch.dtype):
+    """However many: what is kept has converged, so nothing else would ever correct it."""
+    matrix_PP = oracles.planted(OUTLIERS)
+    process = process_of(matrix_PP, capacity=9, dtype=dtype)
+
+    advance(process, 900)
+
+    lengths_J = np.linalg.norm(basis_of(process), axis=1)
+    assert np.abs(lengths_J - 1).max() < 8 * EPS[dtype]
+
+
 def test_restarts_lose_no_progress():
     """With room for 12 vectors the outliers still converge, as eigenvalues of the matrix."""
     matrix_PP = oracles.planted(OUTLIERS)

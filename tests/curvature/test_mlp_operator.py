@@ -32,16 +32,6 @@ def problem(
     return theta_P, x, torch.randint(0, widths[-1], (examples,), generator=draw)
 
 
-def dense_gauss_newton(
-    widths: tuple[int, ...], activation: str, theta_P: Tensor, x: Tensor
-) -> Tensor:
-    """Jᵀ (diag p − p pᵀ) J / N from the Jacobian of the oracle's own scores."""
-    J_NCP = torch.func.jacrev(lambda theta: oracles.logits(widths, activation, theta, x))(theta_P)
-    p_NC = torch.softmax(oracles.logits(widths, activation, theta_P, x), dim=1)
-    output_NCC = torch.diag_embed(p_NC) - p_NC[:, :, None] * p_NC[:, None, :]
-    return torch.einsum("nap,nab,nbq->pq", J_NCP, output_NCC, J_NCP) / len(x)
-
-
 @pytest.fixture(params=[1, 2 * 5], ids=["chunk by chunk", "some chunks at once"])
 def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """How many chunks a network of at most five units a layer takes together."""
@@ -88,8 +78,8 @@ def test_gauss_newton_equals_its_definition(activation: str):
     """And is positive semi-definite, which the Hessian here is not."""
     widths = (6, 4, 5, 3)
     theta_P, x, y = problem(widths, 11, sparse=True)
-    G_PP = dense_gauss_newton(widths, activation, theta_P, x)
     identity_PP = torch.eye(len(theta_P), dtype=torch.float64)
+    G_PP = oracles.gauss_newton(widths, activation, theta_P, x)(identity_PP)
     mlp = Mlp(widths, activation)
 
     actual_PP = MlpHessian(mlp, theta_P, x, y, chunk=4, gauss_newton=True).block(identity_PP)

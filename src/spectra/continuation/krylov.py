@@ -22,10 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectra.curvature.lanczos import Lanczos
+from spectra.curvature.lanczos import Lanczos, room
 from spectra.curvature.operator import MatVec
 
-_BASIS_BYTES = 1 << 29
 _CHECK_EVERY = 4
 _GOOD, _PATIENCE = 1e-3, 32
 """Below that residual, products after which one that has not halved is taken for rounding. In
@@ -188,5 +187,4 @@ def every(matvec: MatVec, *, dim: int, shift: float, like: Tensor) -> Lowest:
 
 
 def _room(b_P: Tensor, dtype: torch.dtype, wanted: int) -> int:
-    row = 2 * b_P.numel() * torch.finfo(dtype).bits // 8
-    return max(2, min(wanted, _BASIS_BYTES // row))
+    return max(2, min(wanted, room(b_P.numel(), dtype)))

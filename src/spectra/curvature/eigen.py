@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectra.curvature.lanczos import Lanczos, Ritz
+from spectra.curvature.lanczos import Lanczos, Ritz, room
 from spectra.curvature.operator import MatVec
 from spectra.errors import NonFiniteError
 
@@ -42,7 +42,6 @@ Floats = NDArray[np.floating]
 ROUND_OFF = 32
 """Multiples of eps · |λ_1| that the residual of an exact pair shows in the products here."""
 
-_BASIS_BYTES = 1 << 29
 _CHECK_EVERY = 2
 _PACE = 2
 """Checks over which the pace of convergence is taken: four products, as many as a look gives to
@@ -147,10 +146,9 @@ def leading_eigenpairs(
     """
     check_count(k, dim)
     start_P = torch.randn(dim, generator=generator, dtype=dtype).to(device or "cpu")
-    room = _BASIS_BYTES // (2 * dim * start_P.element_size())
     process = Lanczos(
-        matvec, start_P, capacity=max(2 * k + 20, min(room, 1000)), generator=generator,
-        starts=starts,
+        matvec, start_P, capacity=max(2 * k + 20, min(room(dim, dtype), 1000)),
+        generator=generator, starts=starts,
     )  # fmt: skip
     floor = ROUND_OFF * torch.finfo(dtype).eps
     least = min(k, starts) if above else k

@@ -44,6 +44,13 @@ from spectra.errors import NonFiniteError
 
 _FEW = 4
 """Basis vectors taken one by one at most."""
+_BASIS_BYTES = 1 << 29
+"""Memory for a basis and the images beside it."""
+
+
+def room(dim: int, dtype: torch.dtype) -> int:
+    """How many vectors of P = `dim` numbers and their images there is memory for."""
+    return _BASIS_BYTES // (2 * dim * dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -267,12 +274,13 @@ class Lanczos:
         """
         coefficients_JK = ritz.coefficients_JJ[:, keep]
         vectors_KP, images_KP = self.vectors(coefficients_JK), self.images(coefficients_JK)
+        norms_K1 = vectors_KP.norm(dim=1, keepdim=True)  # every restart would err in the same way
         for direction in self._waiting:
             direction.coefficients_J = direction.coefficients_J @ coefficients_JK
         self._dropped = [coefficients_J @ coefficients_JK for coefficients_J in self._dropped]
         before, self.size = self.size, len(keep)
-        self._basis_JP[: self.size] = vectors_KP
-        self._images_JP[: self.size] = images_KP
+        self._basis_JP[: self.size] = vectors_KP / norms_K1
+        self._images_JP[: self.size] = images_KP / norms_K1
         self._projection_JJ[:] = 0.0
         self._projection_JJ[: self.size, : self.size] = np.diag(ritz.values_J[keep])
         kept_KK = coefficients_JK.T @ self._sought_JJ[:before, :before] @ coefficients_JK

@@ -27,11 +27,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectra.curvature.lanczos import Lanczos, Ritz
+from spectra.curvature.lanczos import Lanczos, Ritz, room
 from spectra.curvature.operator import MatVec
 from spectra.polish.valley import InverseCurvature
 
-_BASIS_BYTES = 1 << 29
 _MOST = 400
 """Vectors of a basis; with more, its own arithmetic would cost as much as the products."""
 _CHECK_EVERY = 4
@@ -91,10 +90,8 @@ class QuadraticModel:
         self._norm = float(self._gradient_P.norm())
         self._dtype = dtype
         start_P = (self._gradient_P / self._norm).to(dtype)
-        room = _BASIS_BYTES // (2 * start_P.numel() * start_P.element_size())
-        self._process = Lanczos(
-            matvec, start_P, capacity=max(2, min(room, _MOST)), generator=generator
-        )
+        capacity = max(2, min(room(start_P.numel(), dtype), _MOST))
+        self._process = Lanczos(matvec, start_P, capacity=capacity, generator=generator)
         self._ritz: Ritz | None = None
 
     @property
