@@ -21,12 +21,15 @@ import torch
 from benchmarks import machine, rows, table, workload
 from benchmarks.contender import Contender
 from benchmarks.contenders import CONTENDERS
+from benchmarks.files import files
 from benchmarks.growth import growth
 from benchmarks.peers import EIGENTHINGS_DEFAULTS, PYHESSIAN_EIGSH
 from benchmarks.result import Result
 from benchmarks.workload import CHAINS, QUICK, Problem, Size
 
-SECTIONS = ("product", "gauss-newton", "eigen", "epoch", "strength", "memory", "growth")
+SECTIONS = (
+    "product", "gauss-newton", "eigen", "epoch", "strength", "files", "memory", "growth",
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
 README = ROOT / "README.md"
@@ -89,6 +92,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             for name, p in problems.items()
         },
         "rows": result.rows,
+        "files": result.files,
         "growth": result.growth,
         "skipped": result.skipped,
         "sections_s": took,
@@ -119,6 +123,7 @@ def _sections(
         "eigen": eigen,
         "epoch": lambda: rows.epoch(result, contenders, learnt),
         "strength": lambda: rows.strength(result, learnt, folder),
+        "files": lambda: files(result, learnt, BUILD),
         "memory": lambda: rows.memory(
             result, [c for c in contenders if c.name in few], learnt, folder
         ),

@@ -1,4 +1,4 @@
-"""What a run found: rows, growth, and what was left out, as they stand in the JSON file."""
+"""What a run found and what was left out, as they stand in the JSON file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class Result:
     Attributes:
         say: Told one line about everything that happens.
         rows: One a contender and piece of work.
+        files: What writing takes, one entry a kind of file.
         growth: How cost grows, one entry a quantity.
         skipped: Why a row is not there.
     """
 
     say: Callable[[str], None] = print
     rows: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
     growth: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ from benchmarks.result import OURS, Result
 from benchmarks.timing import Times, interleave, now, once, paced_ratios
 from benchmarks.workload import Problem
 
+_RIGHT = 1e-4
+"""Relative error up to which a product in float32 is right."""
 _DOUBLE_CHECKS = 3
 _STRENGTHS = 3
 _PAIRED = {"recipe": "plain"}  # whose products are the same in exact arithmetic
@@ -37,49 +40,36 @@ _PAIRED = {"recipe": "plain"}  # whose products are the same in exact arithmetic
 def product(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:
     """Time the setting up of a product and the product."""
     v_P = _direction(problem)
-    products, setups, images = {}, {}, {}
     for contender in contenders:
         contender.tune(problem)
-        start = now(problem.device)
-        try:
-            products[contender.name] = contender.operator(problem)
-            setups[contender.name] = [now(problem.device) - start]
-            if contender.name != "recipe":  # a warm-up; there seven seconds change nothing
-                images[contender.name] = products[contender.name](v_P)
-        except Exception as error:  # a peer may fail in any way
-            products.pop(contender.name, None)
-            result.failed(contender.title, error)
-    times = _in_turns(result, products, v_P, problem)
+    makers = {contender.name: contender.operator for contender in contenders}
+    ready = _set_up(result, "product", makers, v_P, problem)
+    times = _in_turns(result, ready, v_P, problem)
     exact_P = ours.judge(problem)(v_P)
     notes = {c.name: c.note(problem) for c in contenders}
-    for name, image_P in images.items():
-        deviation = float((image_P - exact_P).norm() / exact_P.norm())
+    for name, made in ready.items():
+        if made.image_P is None:
+            continue
+        deviation = float((made.image_P - exact_P).norm() / exact_P.norm())
         notes[name] = "; ".join(filter(None, [notes[name], f"relative error {deviation:.0e}"]))
-        if deviation > 1e-4:
+        if deviation > _RIGHT:
             result.skip(f"{name}: its product is wrong, relative error {deviation:.1e}")
-    result.add("set-up", problem.name, {n: s for n, s in setups.items() if n in times})
+    result.add("set-up", problem.name, {n: [ready[n].setup_s] for n in times})
     result.add("product", problem.name, {n: t["total"] for n, t in times.items()}, notes=notes)
 
 
 def gauss_newton(result: Result, contenders: Sequence[Contender], problem: Problem) -> None:
     """Time the product with the Gauss-Newton matrix of those that have it."""
     v_P = _direction(problem)
-    products, images = {}, {}
-    for contender in contenders:
-        if contender.gauss_newton is None:
-            continue
-        try:
-            products[contender.name] = contender.gauss_newton(problem)
-            images[contender.name] = products[contender.name](v_P)  # a warm-up
-        except Exception as error:  # a peer may fail in any way
-            products.pop(contender.name, None)
-            result.failed(f"{contender.title}, Gauss-Newton", error)
-    times = _in_turns(result, products, v_P, problem)
+    makers = {c.name: c.gauss_newton for c in contenders if c.gauss_newton is not None}
+    ready = _set_up(result, "Gauss-Newton product", makers, v_P, problem)
+    times = _in_turns(result, ready, v_P, problem)
     notes = {}
+    images = {name: made.image_P for name, made in ready.items() if made.image_P is not None}
     exact_P = images.get("plain")
     for name, image_P in images.items() if exact_P is not None else ():
         deviation = float((image_P - exact_P).norm() / exact_P.norm())
-        if deviation > 1e-4:
+        if deviation > _RIGHT:
             result.skip(f"{name}: its Gauss-Newton product is not plain PyTorch's, {deviation:.1e}")
         if name != "plain":
             notes[name] = f"{deviation:.0e} from plain PyTorch's"
@@ -93,12 +83,42 @@ def _direction(problem: Problem) -> Tensor:
     return torch.randn(problem.mlp.dim, generator=generator).to(problem.device)
 
 
-def _in_turns(
-    result: Result, products: Mapping[str, MatVec], v_P: Tensor, problem: Problem
-) -> Times:
+@dataclass(frozen=True)
+class _Made:
+    """A product that was set up, in how long, and what it first gave."""
+
+    product: MatVec
+    setup_s: float
+    image_P: Tensor | None
+
+
+def _set_up(
+    result: Result,
+    work: str,
+    makers: Mapping[str, Callable[[Problem], MatVec]],
+    v_P: Tensor,
+    problem: Problem,
+) -> dict[str, _Made]:
+    """Make products and warm them up; who cannot is told of and left out."""
+    ready = {}
+    for name, make in makers.items():
+        start = now(problem.device)
+        try:
+            made = make(problem)
+            setup_s = now(problem.device) - start
+            # A warm-up; there seven seconds change nothing.
+            image_P = made(v_P) if name != "recipe" else None
+        except Exception as error:  # a peer may fail in any way
+            result.failed(f"{name}, {work}", error)
+            continue
+        ready[name] = _Made(made, setup_s, image_P)
+    return ready
+
+
+def _in_turns(result: Result, ready: Mapping[str, _Made], v_P: Tensor, problem: Problem) -> Times:
     """What the products of one vector take."""
     return interleave(
-        {name: once(lambda f=f: f(v_P), problem.device) for name, f in products.items()},
+        {n: once(lambda f=made.product: f(v_P), problem.device) for n, made in ready.items()},
         rounds=problem.size.rounds,
         budget_s=problem.size.budget_s,
         failed=result.failed,

@@ -42,6 +42,8 @@ def render(run: Mapping[str, Any]) -> str:
     judged = [row for row in rows if row["certificate"] and row["how"] == "measured"]
     if judged:
         parts += ["What the pairs are worth, by one independent judge:", _judged(judged)]
+    if run.get("files"):  # results of earlier code have none
+        parts += ["Writing the files of one strength:", _files(run["files"])]
     parts += [_growth(table) for table in run["growth"]]
     notes = _notes(rows)
     if notes:
@@ -146,6 +148,15 @@ def _judged(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["network", "", "time", "products", "within rtol", "distinct", "worst residual",
             "worst error of λ", "verdict"]  # fmt: skip
     return _markdown(head, lines)
+
+
+def _files(kinds: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for kind in kinds:
+        sides = [kind.get(who) for who in ("ours", "disk", "savetxt")]
+        times = [quantity(side["median"], "s") if side else "–" for side in sides]
+        lines.append([kind["file"], f"{_three(kind['bytes'] / 1e6)} MB", *times])
+    return _markdown(["", "size", "spectra", "these bytes to the disk", "numpy.savetxt"], lines)
 
 
 def _growth(table: Mapping[str, Any]) -> str:
