@@ -17,7 +17,7 @@ from torch import Tensor
 import bad_input
 import oracles
 from spectra import params as parameters
-from spectra.params import Params
+from spectra.params import DataParams, Params
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,14 +35,21 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def mnist() -> tuple[Tensor, Tensor]:
-    """The 60,000 training digits: inputs in float64 and labels; fetched when not there."""
+def mnist_params() -> DataParams:
+    """The whole of MNIST, fetched when not there."""
     from spectra import data
-    from spectra.params import DataParams
 
-    params = DataParams(root=str(Path(__file__).parents[1] / "data"))
+    params = DataParams(root=str(ROOT / "data"))
     data.ensure(params, say=print)
-    train = data.load(params).train
+    return params
+
+
+@pytest.fixture(scope="session")
+def mnist(mnist_params: DataParams) -> tuple[Tensor, Tensor]:
+    """Its 60,000 training digits: inputs in float64 and labels."""
+    from spectra import data
+
+    train = data.load(mnist_params).train
     device = torch.device("cpu")
     inputs_ND = train.inputs(mean=0.1307, std=0.3081, dtype=torch.float64, device=device)
     return inputs_ND, train.labels_N
