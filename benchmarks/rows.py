@@ -50,7 +50,7 @@ def product(result: Result, contenders: Sequence[Contender], problem: Problem) -
     for name, made in ready.items():
         if made.image_P is None:
             continue
-        deviation = float((made.image_P - exact_P).norm() / exact_P.norm())
+        deviation = _deviation(made.image_P, exact_P)
         notes[name] = "; ".join(filter(None, [notes[name], f"relative error {deviation:.0e}"]))
         if deviation > _RIGHT:
             result.skip(f"{name}: its product is wrong, relative error {deviation:.1e}")
@@ -68,7 +68,7 @@ def gauss_newton(result: Result, contenders: Sequence[Contender], problem: Probl
     images = {name: made.image_P for name, made in ready.items() if made.image_P is not None}
     exact_P = images.get("plain")
     for name, image_P in images.items() if exact_P is not None else ():
-        deviation = float((image_P - exact_P).norm() / exact_P.norm())
+        deviation = _deviation(image_P, exact_P)
         if deviation > _RIGHT:
             result.skip(f"{name}: its Gauss-Newton product is not plain PyTorch's, {deviation:.1e}")
         if name != "plain":
@@ -81,6 +81,11 @@ def _direction(problem: Problem) -> Tensor:
     """The vector that all products are taken of."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(problem.mlp.dim, generator=generator).to(problem.device)
+
+
+def _deviation(image_P: Tensor, exact_P: Tensor) -> float:
+    """The relative error of a product."""
+    return float((image_P - exact_P).norm() / exact_P.norm())
 
 
 @dataclass(frozen=True)
