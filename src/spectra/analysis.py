@@ -17,7 +17,6 @@ from torch import Tensor
 from spectra import provenance, runtime
 from spectra.curvature.certificate import Certificate, certificate
 from spectra.curvature.claim import Claim
-from spectra.curvature.equal_units import quotient
 from spectra.curvature.examination import Subset, examine
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.noise import SUSPICIOUS, noise_floor
@@ -196,15 +195,10 @@ def _again(
 
 
 def _merged(bench: Workbench, network: Mlp, theta_P: Tensor) -> Merged:
-    """The network's equal units, and the network with them merged if that is wanted and pays.
-
-    Units count as equal within a hundredth of the tolerance of the eigenpairs.
-    """
+    """The network's equal units, and the network with them merged if that is wanted and pays."""
     wanted = bench.params.spectrum
-    within = wanted.rtol / 100
-    if not (wanted.merge_units and bench.alone):
-        return Merged(quotient(network, theta_P, within), None)
-    return merged(network, theta_P, partial(_fused, bench), within=within)
+    fused = partial(_fused, bench) if wanted.merge_units and bench.alone else None
+    return merged(network, theta_P, fused, rtol=wanted.rtol)
 
 
 def _fused(bench: Workbench, network: Mlp, theta_P: Tensor) -> MlpHessian:

@@ -282,6 +282,27 @@ def test_ends_meet_the_share_of_the_tolerance_that_is_asked_for(seed: int):
     assert abs(tight.value + 0.5) < abs(loose.value + 0.5) / 3
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ends_are_not_waited_for_where_they_are_not_wanted(seed: int):
+    """The pairs are the same; of the crowded end it says that it is not there yet."""
+    matrix_PP = oracles.planted(cat([[10, 8, 7, 6], bulk(596, -0.5, 1.0)]))
+
+    with_, without = (
+        leading_eigenpairs(
+            matrix_PP.mv, dim=600, k=4, rtol=1e-6, max_products=1000, ends=ends,
+            generator=torch.Generator().manual_seed(seed), dtype=torch.float64,
+        )
+        for ends in (1.0, None)
+    )  # fmt: skip
+
+    assert without.products < 0.7 * with_.products
+    assert without.converged_K.all()
+    np.testing.assert_allclose(without.values_K, [10, 8, 7, 6], rtol=1e-9)
+    assert (with_.smallest.converged, without.smallest.converged) == (True, False)
+    assert without.largest.value == without.values_K[0]
+    assert without.largest.converged
+
+
 @either
 @pytest.mark.parametrize("k", [0, -1, 5, 6])
 def test_k_out_of_range_is_refused(solve: Solve, k: int):

@@ -184,6 +184,49 @@ def test_the_general_product_is_chosen_elsewhere(
         hessian_of(make(), loss, data, product="fused", graph_bytes=memory)
 
 
+def with_equal_units() -> nn.Module:
+    """Twenty hidden units, four of them different."""
+    few = nn.utils.parameters_to_vector(mlp("sigmoid").parameters()).detach()
+    _, theta_P, _ = oracles.repeated((25, 4, 3), few, [(9, 6, 4, 1)])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 20), nn.Sigmoid(), nn.Linear(20, 3)).double()
+    nn.utils.vector_to_parameters(theta_P, model.parameters())
+    return model
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_equal_units_are_merged_for_the_pairs(ends: bool):
+    """Their Hessian is that of the whole network, copies of repeated eigenvalues included."""
+    x, y = images()
+    model = with_equal_units()
+    told: list[int] = []
+    expected_K, _ = sorted_pairs(dense(model, functional.cross_entropy, x, y), 12)
+
+    merged, whole, other = (
+        eigenpairs_of(model, nn.CrossEntropyLoss(), (x, y), k=12, rtol=1e-9, ends=ends, **how)
+        for how in ({"on_product": told.append}, {"merge_units": False}, {"product": "autodiff"})
+    )
+
+    assert (np.abs(np.diff(expected_K)) < 1e-12).sum() >= 3
+    for pairs in (merged, whole, other):
+        assert pairs.converged_K.all()
+        np.testing.assert_allclose(pairs.values_K, expected_K, rtol=1e-8)
+    np.testing.assert_allclose(merged.vectors_KP @ merged.vectors_KP.T, np.eye(12), atol=1e-10)
+    assert merged.vectors_KP.tobytes() != whole.vectors_KP.tobytes()
+    assert told[-1] == merged.products
+
+
+def test_equal_units_are_not_merged_for_the_gauss_newton_matrix():
+    x, y = images()
+    model = with_equal_units()
+    theta_P = nn.utils.parameters_to_vector(model.parameters()).detach()
+    product = oracles.gauss_newton((25, 20, 3), "sigmoid", theta_P, x.flatten(1))
+    expected_K, _ = sorted_pairs(product(torch.eye(len(theta_P), dtype=torch.float64)), 5)
+
+    pairs = eigenpairs_of(model, nn.CrossEntropyLoss(), (x, y), k=5, rtol=1e-9, gauss_newton=True)
+
+    np.testing.assert_allclose(pairs.values_K, expected_K, rtol=1e-8)
+
+
 def test_a_regression_has_the_hessian_of_its_mean_over_elements():
     x, _ = images()
     y = torch.randn(N, 3, dtype=torch.float64)

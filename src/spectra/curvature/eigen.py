@@ -118,7 +118,7 @@ def leading_eigenpairs(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     above: float = 0.0,
-    ends: float = 1.0,
+    ends: float | None = 1.0,
     starts: int = 1,
 ) -> EigenPairs:
     """The `k` eigenpairs of largest magnitude of a symmetric operator, by Lanczos.
@@ -135,7 +135,7 @@ def leading_eigenpairs(
         above: Magnitude below which pairs are not wanted. They need not converge, and where the
             search ends with fewer than `k` pairs in all, those that are missing are below it.
         ends: Share of the tolerance that the smallest and the largest algebraic eigenvalue must
-            meet for the search to end.
+            meet for the search to end; None does not wait for them.
         starts: Random vectors to begin with. With several, `matvec` is given blocks, `v_BP ->
             (Hv)_BP`: worthwhile where the products of a block take less than one by one, for more
             are needed in all.
@@ -278,16 +278,18 @@ def _excess(
     bounds_K: Floats,
     rtol: float,
     above: float,
-    ends: float,
+    ends: float | None,
 ) -> float:
     """The largest residual of the pairs wanted and of both ends, as a multiple of its bound."""
     residuals_K = ritz.residuals_J[leading_K]
     wanted_K = np.abs(ritz.values_J[leading_K]) + residuals_K >= above
-    two = [0, -1]
-    ends_bounds = ends * np.maximum(bounds_K[-1], rtol * np.abs(ritz.values_J[two]))
-    residuals = np.append(residuals_K[wanted_K], ritz.residuals_J[two])
-    bounds = np.append(bounds_K[wanted_K], ends_bounds)
-    return float((residuals / np.maximum(bounds, np.finfo(float).tiny)).max())
+    residuals, bounds = residuals_K[wanted_K], bounds_K[wanted_K]
+    if ends is not None:
+        two = [0, -1]
+        ends_bounds = ends * np.maximum(bounds_K[-1], rtol * np.abs(ritz.values_J[two]))
+        residuals = np.append(residuals, ritz.residuals_J[two])
+        bounds = np.append(bounds, ends_bounds)
+    return float((residuals / np.maximum(bounds, np.finfo(float).tiny)).max(initial=0.0))
 
 
 class _Look:

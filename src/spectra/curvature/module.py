@@ -11,6 +11,9 @@ Letters: P parameters, K pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,11 +22,14 @@ from torch import Tensor, nn
 from spectra.curvature.batch_loss import BatchLoss, Loss, Reduction
 from spectra.curvature.batches import Batches
 from spectra.curvature.eigen import EigenPairs, check_count, leading_eigenpairs
-from spectra.curvature.fully_connected import fully_connected
+from spectra.curvature.fully_connected import FullyConnected, fully_connected
 from spectra.curvature.mlp_operator import MlpHessian
 from spectra.curvature.module_operator import GRAPH_BYTES, ModuleHessian
 from spectra.curvature.point import split, trainable
+from spectra.curvature.spectrum import leading, merged
 from spectra.errors import UsageError
+from spectra.inputs import inputs_of
+from spectra.mlp import Mlp
 
 Product = Literal["auto", "autodiff", "fused"]
 
@@ -69,32 +75,10 @@ def hessian_of(
         NonFiniteError: The loss or its gradient is NaN or infinite.
         ValueError: An argument is not one of those above.
     """
-    if product not in ("auto", "autodiff", "fused"):
-        raise ValueError(f"product must be 'auto', 'autodiff' or 'fused', got {product!r}")
-    device = next(iter(trainable(model).values())).device
-    batches = Batches(data, batch_size=batch_size, device=device)
-    batch_loss = BatchLoss(loss, reduction)
-    if product != "autodiff":
-        try:
-            network = fully_connected(model, batch_loss, batches, memory=graph_bytes)
-        except UsageError as error:
-            if product == "fused":
-                raise UsageError(
-                    f"the fused product does not apply: {error}; use product='auto'"
-                ) from error
-        else:
-            return MlpHessian(
-                network.mlp,
-                network.theta_P,
-                network.inputs_ND,
-                network.labels_N,
-                chunk=batch_size,
-                gauss_newton=gauss_newton,
-                threads=torch.get_num_threads(),
-            )
-    return ModuleHessian(
-        model, batch_loss, batches, gauss_newton=gauss_newton, graph_bytes=graph_bytes
-    )
+    return _curvature(
+        model, loss, data, reduction=reduction, gauss_newton=gauss_newton, product=product,
+        batch_size=batch_size, graph_bytes=graph_bytes,
+    ).hessian  # fmt: skip
 
 
 def eigenpairs_of(
@@ -111,6 +95,9 @@ def eigenpairs_of(
     product: Product = "auto",
     batch_size: int | None = None,
     graph_bytes: int = GRAPH_BYTES,
+    ends: bool = True,
+    merge_units: bool = True,
+    on_product: Callable[[int], None] = lambda _: None,
 ) -> EigenPairs:
     """The `k` eigenpairs of largest magnitude of `hessian_of(...)`, each with its residual.
 
@@ -128,6 +115,12 @@ def eigenpairs_of(
         product: See there.
         batch_size: See there.
         graph_bytes: See there.
+        ends: Whether the search goes on until the smallest and the largest algebraic eigenvalue
+            have converged too. For a few pairs that can take most of the products; without,
+            `smallest.converged` and `largest.converged` tell whether they have by chance.
+        merge_units: Where the fused product applies and many hidden units are equal, solve the
+            smaller network that remains, and put the result to the whole Hessian.
+        on_product: Told the running number of products, of whatever size.
 
     Raises:
         UsageError: See `hessian_of`.
@@ -135,28 +128,75 @@ def eigenpairs_of(
         ValueError: `k` is not in 1..P−1, or see `hessian_of`.
     """
     check_count(k, sum(p.numel() for p in trainable(model).values()))
-    hessian = hessian_of(
-        model,
-        loss,
-        data,
-        reduction=reduction,
-        gauss_newton=gauss_newton,
-        product=product,
-        batch_size=batch_size,
-        graph_bytes=graph_bytes,
-    )
-    return leading_eigenpairs(
-        hessian,
-        dim=hessian.dim,
+    found = _curvature(
+        model, loss, data, reduction=reduction, gauss_newton=gauss_newton, product=product,
+        batch_size=batch_size, graph_bytes=graph_bytes,
+    )  # fmt: skip
+    network, smaller = found.network, None
+    if network is not None and merge_units and not gauss_newton:
+        smaller = merged(network.mlp, network.theta_P, found.fused, rtol=rtol)
+    return leading(
+        found.hessian,
+        partial(leading_eigenpairs, ends=1.0 if ends else None),
+        merged=smaller,
+        on_product=on_product,
         k=k,
         rtol=rtol,
         max_products=max_products,
         generator=generator or torch.Generator().manual_seed(0),
-        dtype=hessian.gradient_P.dtype,
-        device=hessian.gradient_P.device,
     )
 
 
 def named(model: nn.Module, v_P: Tensor) -> dict[str, Tensor]:
     """Views of a vector (P,), such as an eigenvector, as tensors named as the parameters."""
     return split(v_P, {name: p.shape for name, p in trainable(model).items()})
+
+
+@dataclass(frozen=True)
+class _Curvature:
+    """An operator, and where it is the fused one the network and how to make others on the data."""
+
+    hessian: ModuleHessian | MlpHessian
+    network: FullyConnected | None = None
+    fused: Callable[[Mlp, Tensor], MlpHessian] | None = None
+
+
+def _curvature(
+    model: nn.Module,
+    loss: Loss,
+    data: object,
+    *,
+    reduction: Reduction | None,
+    gauss_newton: bool,
+    product: Product,
+    batch_size: int | None,
+    graph_bytes: int,
+) -> _Curvature:
+    """See `hessian_of`."""
+    if product not in ("auto", "autodiff", "fused"):
+        raise ValueError(f"product must be 'auto', 'autodiff' or 'fused', got {product!r}")
+    device = next(iter(trainable(model).values())).device
+    batches = Batches(data, batch_size=batch_size, device=device)
+    batch_loss = BatchLoss(loss, reduction)
+    network = None
+    if product != "autodiff":
+        try:
+            network = fully_connected(model, batch_loss, batches, memory=graph_bytes)
+        except UsageError as error:
+            if product == "fused":
+                raise UsageError(
+                    f"the fused product does not apply: {error}; use product='auto'"
+                ) from error
+    if network is None:
+        return _Curvature(
+            ModuleHessian(
+                model, batch_loss, batches, gauss_newton=gauss_newton, graph_bytes=graph_bytes
+            )
+        )
+    inputs_ND, labels_N, threads = network.inputs_ND, network.labels_N, torch.get_num_threads()
+    fused = partial(
+        MlpHessian, inputs_ND=inputs_ND, labels_N=labels_N, threads=threads,
+        inputs=inputs_of(inputs_ND, labels_N, chunk=batch_size, threads=threads),
+    )  # fmt: skip
+    hessian = fused(network.mlp, network.theta_P, gauss_newton=gauss_newton)
+    return _Curvature(hessian, network, fused)

@@ -25,6 +25,9 @@ from spectra.curvature.reduction import WORTHWHILE, reduced_eigenpairs
 from spectra.mlp import Mlp
 from spectra.objective import L2Penalty
 
+_EQUAL = 0.01
+"""Share of the tolerance of the eigenpairs within which units count as equal."""
+
 
 class Merged(NamedTuple):
     """The classes of equal units, and the quotient's Hessian where solving that pays."""
@@ -34,18 +37,18 @@ class Merged(NamedTuple):
 
 
 def merged(
-    mlp: Mlp, theta_P: Tensor, fused: Callable[[Mlp, Tensor], MlpHessian], *, within: float
+    mlp: Mlp, theta_P: Tensor, fused: Callable[[Mlp, Tensor], MlpHessian] | None, *, rtol: float
 ) -> Merged:
     """Look for equal units, and set up the quotient's Hessian where that pays.
 
     Args:
         mlp: The network.
         theta_P: Its parameters.
-        fused: Makes the Hessian of a network of this family on the data.
-        within: See `equal_units.quotient`.
+        fused: Makes the Hessian of a network of this family on the data; None leaves that.
+        rtol: Tolerance of the eigenpairs, a hundredth of which units that are equal may differ by.
     """
-    classes = quotient(mlp, theta_P, within)
-    if classes.mlp.dim > WORTHWHILE * mlp.dim:
+    classes = quotient(mlp, theta_P, _EQUAL * rtol)
+    if fused is None or classes.mlp.dim > WORTHWHILE * mlp.dim:
         return Merged(classes, None)
     return Merged(classes, fused(classes.mlp, classes.merge(theta_P)))
 
@@ -73,6 +76,61 @@ class Spectrum:
     shift: float
 
 
+def leading(
+    hessian: Hessian,
+    solve: Callable[..., EigenPairs] = leading_eigenpairs,
+    *,
+    k: int,
+    rtol: float,
+    max_products: int,
+    generator: torch.Generator,
+    merged: Merged | None = None,
+    on_product: Callable[[int], None] = lambda _: None,
+) -> EigenPairs:
+    """The leading eigenpairs of a Hessian, those of the merged network's where that pays.
+
+    Args:
+        hessian: The Hessian of the whole network.
+        solve: Finds them where that does not.
+        k: See `spectrum`, as for the others.
+        rtol: See there.
+        max_products: See there.
+        generator: See there.
+        merged: See there.
+        on_product: Told the running number of products, of whatever size.
+
+    Returns:
+        The pairs, with all products counted.
+
+    Raises:
+        ValueError: `k` is not in 1..P−1.
+        NonFiniteError: A product is NaN or infinite.
+    """
+    spent = 0
+
+    def counted(product: MatVec) -> MatVec:
+        def matvec(v: Tensor) -> Tensor:
+            nonlocal spent
+            spent += len(v) if v.ndim == 2 else 1
+            on_product(spent)
+            return product(v)
+
+        return matvec
+
+    how: dict[str, Any] = {
+        "k": k, "rtol": rtol, "max_products": max_products, "generator": generator,
+    }  # fmt: skip
+    pairs = None
+    if merged is not None and merged.hessian is not None:
+        pairs = reduced_eigenpairs(hessian, merged.quotient, merged.hessian, counted=counted, **how)
+    if pairs is None:
+        like_P = hessian.gradient_P
+        pairs = solve(
+            counted(hessian), dim=hessian.dim, dtype=like_P.dtype, device=like_P.device, **how
+        )
+    return replace(pairs, products=spent)
+
+
 def spectrum(
     hessian: Hessian,
     theta_P: Tensor,
@@ -90,7 +148,7 @@ def spectrum(
 
     Args:
         hessian: That of the mean cross-entropy at θ.
-        theta_P: The point; its dtype and device are those of the vectors.
+        theta_P: The point.
         penalty: The L2 term of the objective.
         k: Leading pairs wanted.
         rtol: Relative residual at which a pair has converged.
@@ -104,35 +162,17 @@ def spectrum(
         ValueError: `k` is not in 1..P−1.
         NonFiniteError: A product is NaN or infinite.
     """
-    spent = 0
-
-    def counted(product: MatVec) -> MatVec:
-        def matvec(v: Tensor) -> Tensor:
-            nonlocal spent
-            spent += len(v) if v.ndim == 2 else 1
-            on_product(spent)
-            return product(v)
-
-        return matvec
-
-    how: dict[str, Any] = {"k": k, "rtol": rtol, "max_products": max_products}
-    pairs = None
-    if merged is not None and merged.hessian is not None:
-        pairs = reduced_eigenpairs(
-            hessian, merged.quotient, merged.hessian, generator=generator, counted=counted, **how
-        )
-    if pairs is None:
-        solve = leading_eigenpairs if solver == "lanczos" else leading_eigenpairs_arpack
-        pairs = solve(
-            counted(hessian), dim=hessian.dim, generator=generator, dtype=theta_P.dtype,
-            device=theta_P.device, **how,
-        )  # fmt: skip
+    pairs = leading(
+        hessian, leading_eigenpairs if solver == "lanczos" else leading_eigenpairs_arpack,
+        merged=merged, on_product=on_product,
+        k=k, rtol=rtol, max_products=max_products, generator=generator,
+    )  # fmt: skip
     return Spectrum(
         loss=hessian.loss,
         objective=hessian.loss + penalty.value(theta_P),
         gradient_ce_P=hessian.gradient_P,
         gradient_P=hessian.gradient_P + penalty.gradient(theta_P),
-        pairs=replace(pairs, products=spent),
+        pairs=pairs,
         units=merged.quotient.mlp.widths[1:-1] if merged is not None else (),
         shift=penalty.shift,
     )
