@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from spectra.errors import (
     StorageError,
     UsageError,
 )
+from spectra.executors import Workers
 from spectra.tracking import MlflowTracker, NoTracker
 from sweeps import Tiny, strengths, sweep
 
@@ -143,6 +145,34 @@ def test_a_chain_trains_on_while_a_spectrum_is_computed(
     sweep(tiny(artifacts__out=str(tmp_path)))
 
     assert contents(tmp_path) == contents(done)
+
+
+def test_a_finished_strength_is_told_of_before_the_next_is_trained(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Although more might be under way: who is killed meanwhile finds it in the table."""
+    optimise, submit = solve.optimise, Workers.submit
+    handed: list[Future[Any]] = []
+    lines: list[int] = []
+
+    def submitted(*given: Any) -> Future[Any]:  # noqa: ANN401
+        handed.append(submit(*given))
+        return handed[-1]
+
+    def optimised(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+        table = tmp_path / "Model-1.csv"
+        lines.append(len(table.read_text().splitlines()) if table.exists() else 0)
+        wait(handed, timeout=60)
+        return optimise(*given, **named)
+
+    monkeypatch.setattr("spectra.workbench.Workbench.workers", 2)
+    monkeypatch.setattr(Workers, "submit", submitted)
+    monkeypatch.setattr(solve, "optimise", optimised)
+
+    sweep(tiny(artifacts__out=str(tmp_path)))
+
+    assert lines[0] == 0
+    assert lines[2] >= 2
 
 
 @pytest.mark.parametrize("protocol", ["independent", "continuation"])
