@@ -47,7 +47,8 @@ def outcomes_of(
     step = 0
     with Workers(bench.workers, partial(runtime.prepare_thread, bench.machine)) as workers:
         for group in laid.groups:
-            # One strength waits for each that is under way, so that workers never do.
+            # What is finished is told of at once. Of the rest, one strength waits for each that is
+            # under way, so that workers never do.
             while len(underway) > 2 * workers.count or (underway and underway[0][1].done()):
                 yield _next(underway)
             left = any(task.digest not in done for task in group)
